@@ -1,0 +1,1 @@
+//! Raw Linux calls: the only place for `unsafe`.
