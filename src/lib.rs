@@ -13,4 +13,5 @@
 //! ```
 
 pub mod error;
+pub mod spec;
 pub mod sys;
