@@ -13,4 +13,8 @@
 //! ```
 
 pub mod error;
+pub mod exit;
+pub mod log;
+pub mod state;
 pub mod sys;
+pub mod time;
