@@ -12,6 +12,7 @@
 //!    -> output   JSON on stdout, errors on stderr and in --log
 //! ```
 
+pub mod cli;
 pub mod error;
 pub mod exit;
 pub mod log;
