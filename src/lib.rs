@@ -12,5 +12,6 @@
 //!    -> output   JSON on stdout, errors on stderr and in --log
 //! ```
 
+pub mod cgroup;
 pub mod error;
 pub mod sys;

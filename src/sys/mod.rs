@@ -1,1 +1,3 @@
 //! Raw Linux calls: the only place for `unsafe`.
+
+pub mod bpf;
