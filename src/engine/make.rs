@@ -69,7 +69,7 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
     let (loaded, plan) = super::plan(&request.bundle, &asked)?;
     tell_ignored(&loaded, &plan);
     let dir = request.store.create(&request.id)?;
-    let mut making = Making { plan: &plan, cgroup: None, child: None, hooks_ran: false };
+    let mut making = Making { plan: &plan, cgroup: None, child: None, hooks_ran: false, channel: None, waits: false };
     match making.all(request, &dir, mode) {
         Ok(pid) => Ok(Made { pid, plan, dir }),
         Err(error) => {
@@ -109,6 +109,10 @@ struct Making<'a> {
     cgroup: Option<Placed>,
     child: Option<(Pid, OwnedFd)>,
     hooks_ran: bool,
+    /// The parent's end.
+    channel: Option<End>,
+    /// The child waits for the parent before its first step.
+    waits: bool,
 }
 
 impl Making<'_> {
@@ -116,6 +120,7 @@ impl Making<'_> {
         let plan = self.plan;
         let mut record = Record::new(&plan.id, &plan.bundle, &plan.rootfs, &plan.oci_version)?;
         record.annotations = plan.annotations.clone();
+        record.poststart = plan.hooks("poststart").to_vec();
         record.poststop = plan.hooks("poststop").to_vec();
         // Written before the cgroup is made: whoever kills this process in between leaves nothing that
         // `delete --force` does not find.
@@ -127,13 +132,15 @@ impl Making<'_> {
         record.cgroup = Some(to_json(cgroup.placed())?);
 
         let (parent, inherited) = inherit(plan, dir, &mode, &cgroup)?;
+        self.channel = Some(parent);
         let (pid, pidfd) = self.birth(&cgroup, inherited)?;
         self.child = Some((pid, pidfd));
         record.pid = Some(pid.as_raw());
         record.pid_start = start_time(pid.as_raw())?;
         dir.save(&record)?;
-        self.settle(pid, &cgroup, &parent)?;
-        self.converse(&parent, &mut record, &mode)?;
+        self.settle(pid)?;
+        self.converse(&mut record, &mode)?;
+        self.channel = None;
         record.phase = Phase::Made;
         dir.save(&record)?;
         if let Some(path) = &request.pid_file {
@@ -144,26 +151,45 @@ impl Making<'_> {
         Ok(pid)
     }
 
-    fn birth(&self, cgroup: &Cgroup, inherited: Inherited) -> Result<(Pid, OwnedFd)> {
+    /// Clones the child: into the v2 side of its cgroup where the kernel does that (it enters the v1
+    /// side by itself), else beside it, to be moved there before it goes on.
+    fn birth(
+        &mut self,
+        cgroup: &Cgroup,
+        mut inherited: Inherited,
+    ) -> Result<(Pid, OwnedFd)> {
         let flags = self.plan.birth.clone_flags;
-        let mut born = clone3(flags, cgroup.clone_fd());
-        let mut into_cgroup = cgroup.clone_fd().is_some();
-        if into_cgroup && matches!(&born, Err(errno) if refuses_cgroup(*errno)) {
-            into_cgroup = false;
-            born = clone3(flags, None);
-        }
-        if matches!(&born, Err(Errno::ENOSYS | Errno::EPERM)) {
-            // Docker's default filter hides clone3; clone may still be allowed.
-            into_cgroup = false;
-            born = clone_old(flags).map_err(|_| match born {
-                Err(errno) => errno,
-                Ok(_) => Errno::ENOSYS,
-            });
+        let mut born = clone3(flags, cgroup.v2_fd());
+        let into = cgroup.v2_fd().is_some();
+        let mut moved = false;
+        let retry = |errno: Errno| errno == Errno::ENOSYS || into && refuses_cgroup(errno);
+        if let Err(errno) = &born
+            && let errno = *errno
+            && (retry(errno) || errno == Errno::EPERM)
+        {
+            // Moved as a whole by the parent; the child waits for that.
+            inherited.entry = None;
+            inherited.wait = true;
+            moved = true;
+            born = match clone3(flags, None) {
+                // Docker's default filter hides clone3; clone may still be allowed.
+                Err(Errno::ENOSYS | Errno::EPERM) => clone_old(flags),
+                other => other,
+            };
         }
         match born {
-            Ok(Born::Child) => child::run(self.plan, into_cgroup, inherited),
+            Ok(Born::Child) => {
+                // The parent's end must be the parent's alone: that it closes is how the child sees
+                // that the parent is gone.
+                self.channel = None;
+                child::run(self.plan, inherited)
+            }
             Ok(Born::Parent(pid, pidfd)) => {
+                self.waits = inherited.wait;
                 drop(inherited);
+                if moved {
+                    cgroup.join(pid.as_raw())?;
+                }
                 Ok((pid, pidfd))
             }
             Err(errno) => Err(Error::os(
@@ -176,9 +202,8 @@ impl Making<'_> {
     }
 
     /// What only the parent can do for the child before it goes on.
-    fn settle(&self, pid: Pid, cgroup: &Cgroup, parent: &End) -> Result<()> {
+    fn settle(&self, pid: Pid) -> Result<()> {
         let birth = &self.plan.birth;
-        let _ = cgroup;
         for (name, map) in [("gid_map", &birth.gid_map), ("uid_map", &birth.uid_map)] {
             if !map.is_empty() {
                 super::proc::write(&format!("{pid}/{name}"), &map_text(map))?;
@@ -198,30 +223,40 @@ impl Making<'_> {
                     _ => Err(error),
                 })?;
         }
-        if birth.child_waits {
-            parent.go().map_err(|errno| Error::os("tell", "the child to go on", errno))?;
-        }
-        Ok(())
+        if self.waits { self.go() } else { Ok(()) }
     }
 
     /// Listens to the child until it is ready (`create`) or has executed its program (`run`).
-    fn converse(&mut self, parent: &End, record: &mut Record, mode: &Mode) -> Result<()> {
-        let fail = |errno| Error::os("talk to", "the container's first process", errno);
+    fn converse(&mut self, record: &mut Record, mode: &Mode) -> Result<()> {
+        let fail = |errno| Error::os("hear", "the container's first process", errno);
         loop {
-            match parent.hear().map_err(fail)? {
+            let heard = match &self.channel {
+                Some(channel) => channel.hear().map_err(fail)?,
+                None => None,
+            };
+            match heard {
                 Some(FromChild::Degraded(degradation)) => report(&degradation, record)?,
                 Some(FromChild::HostHooks) => {
                     self.host_hooks()?;
-                    parent.go().map_err(fail)?;
+                    self.go()?;
                 }
                 Some(FromChild::NotifyFd(number)) => {
                     self.listener(number)?;
-                    parent.go().map_err(fail)?;
+                    self.go()?;
                 }
                 Some(FromChild::Ready) => return Ok(()),
                 Some(FromChild::Failed(error)) => return Err(error),
                 None => return self.silent(mode),
             }
+        }
+    }
+
+    fn go(&self) -> Result<()> {
+        match &self.channel {
+            Some(channel) => channel
+                .go()
+                .map_err(|errno| Error::os("tell the child", "to go on", errno)),
+            None => Ok(()),
         }
     }
 
@@ -320,9 +355,10 @@ fn inherit(plan: &Plan, dir: &Dir, mode: &Mode, cgroup: &Cgroup) -> Result<(End,
             (Some(fifo), Some(late), SigSet::thread_get_mask().unwrap_or(SigSet::empty()))
         }
     };
-    let entry = cgroup.entry()?;
+    let entry = Some(cgroup.entry()?);
+    let wait = plan.birth.child_waits;
     let opened = opened(plan)?;
-    Ok((parent, Inherited { sync, fifo, late, opened, entry, signals }))
+    Ok((parent, Inherited { sync, fifo, late, opened, entry, wait, signals }))
 }
 
 fn make_fifo(path: &Path) -> Result<OwnedFd> {
