@@ -38,7 +38,6 @@ pub fn arguments() -> [Arg; 7] {
         path("pid-file")
             .value_name("FILE")
             .help("Write the container's process id to this file"),
-        flag("no-pivot").help("Move the root file system instead of pivot_root(2), on a ramdisk"),
         flag("no-new-keyring").help("Keep the caller's session keyring"),
         Arg::new("preserve-fds")
             .long("preserve-fds")
@@ -49,6 +48,7 @@ pub fn arguments() -> [Arg; 7] {
         // Terminals and pidfds come with a later version; until then they are refused by name.
         path("console-socket").hide(true),
         path("pidfd-socket").hide(true),
+        flag("no-pivot").hide(true),
     ]
 }
 
@@ -59,6 +59,10 @@ pub fn request(global: &Global, matches: &ArgMatches) -> Result<Request> {
             let sentence = format!("--{later} is not supported by this version of isorun");
             return Err(Error::new(Kind::Usage, sentence));
         }
+    }
+    if matches.get_flag("no-pivot") {
+        let sentence = "--no-pivot is not supported by this version of isorun";
+        return Err(Error::new(Kind::Usage, sentence));
     }
     let absolute = |name| match matches.get_one::<PathBuf>(name) {
         Some(path) => std::path::absolute(path)
@@ -74,7 +78,6 @@ pub fn request(global: &Global, matches: &ArgMatches) -> Result<Request> {
         detach: false,
         keep: false,
         no_subreaper: false,
-        no_pivot: matches.get_flag("no-pivot"),
         no_new_keyring: matches.get_flag("no-new-keyring"),
         preserve_fds: matches.get_one("preserve-fds").copied().unwrap_or(0),
     })

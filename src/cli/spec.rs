@@ -40,7 +40,7 @@ fn run(_: &Global, matches: &ArgMatches) -> Result<Exit> {
         }
         _ => Error::io("write", path.display().to_string(), error),
     };
-    let text = serde_json::to_string_pretty(&crate::spec::template())
+    let text = serde_json::to_string_pretty(&crate::spec::template(false))
         .map_err(|error| Error::new(Kind::System, format!("write JSON: {error}")))?;
     // Never over an existing file: it may be the only copy of somebody's work.
     let mut file = OpenOptions::new()
