@@ -94,6 +94,9 @@ pub struct Devices {
     pub rules: Vec<DeviceRule>,
 }
 
+/// What is written to v1's files, as (file, line), and what devices.list holds then.
+type V1Rules = (Vec<(&'static str, String)>, Vec<String>);
+
 /// A device as v1's controller names it: kind, major, minor.
 type Name = (DeviceKind, Option<u32>, Option<u32>);
 
@@ -181,8 +184,16 @@ impl Devices {
         [DeviceKind::Block, DeviceKind::Char]
             .into_iter()
             .all(|kind| {
-                let last = self.rules.iter().rev().filter(|rule| rule.kind == kind);
-                last.take_while(|rule| rule.allow).any(DeviceRule::is_total)
+                let mut allowed = 0;
+                for rule in self.rules.iter().rev().filter(|rule| rule.kind == kind) {
+                    if !rule.allow && rule.access.0 & !allowed != 0 {
+                        return false;
+                    }
+                    if rule.allow && rule.major.is_none() && rule.minor.is_none() {
+                        allowed |= rule.access.0;
+                    }
+                }
+                allowed == Access::ALL.0
             })
     }
 
@@ -194,7 +205,7 @@ impl Devices {
     /// # Errors
     /// A rule that denies a part of what another rule allows by a wildcard, or the reverse, has no
     /// such form.
-    pub(super) fn v1_writes(&self) -> Result<(Vec<(&'static str, String)>, Vec<String>)> {
+    pub(super) fn v1_writes(&self) -> Result<V1Rules> {
         let (allow, exceptions) = self.fold()?;
         let (all, one) = match allow {
             true => ("devices.allow", "devices.deny"),
