@@ -224,7 +224,8 @@ fn a_child_enters_by_itself() {
     let path = format!("/{}", name("entry"));
     let (_, plan) = planned(&path, json!({}));
     let cgroup = Cgroup::create(&plan).unwrap();
-    let entry = cgroup.entry().unwrap();
+    // As exec would, from the record.
+    let entry = Cgroup::open(cgroup.placed()).unwrap().entry().unwrap();
     let thread = std::thread::spawn(move || {
         entry.enter().unwrap();
         own_paths("thread-self")
