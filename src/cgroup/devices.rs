@@ -184,16 +184,9 @@ impl Devices {
         [DeviceKind::Block, DeviceKind::Char]
             .into_iter()
             .all(|kind| {
-                let mut allowed = 0;
-                for rule in self.rules.iter().rev().filter(|rule| rule.kind == kind) {
-                    if !rule.allow && rule.access.0 & !allowed != 0 {
-                        return false;
-                    }
-                    if rule.allow && rule.major.is_none() && rule.minor.is_none() {
-                        allowed |= rule.access.0;
-                    }
-                }
-                allowed == Access::ALL.0
+                self.lookup(kind).is_ok_and(|(tests, rest)| {
+                    rest == Access::ALL.0 && tests.iter().all(|(.., mask)| *mask == Access::ALL.0)
+                })
             })
     }
 

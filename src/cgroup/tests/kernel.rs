@@ -241,6 +241,46 @@ fn a_child_enters_by_itself() {
     cgroup.placed().remove().unwrap();
 }
 
+/// Every kind of limit of v1 that this kernel has: create compares each with what is read back.
+#[test]
+fn all_limits_on_v1() {
+    if !can_v1() {
+        return;
+    }
+    let mut asked = json!({
+        "memory": {"limit": 64 << 20, "swap": -1, "reservation": 1_000_001, "swappiness": 11,
+            "disableOOMKiller": true},
+        "cpu": {"shares": 300, "quota": 20_000, "period": 50_000, "burst": 5_000, "cpus": "0",
+            "mems": "0"},
+        "pids": {"limit": -1},
+    });
+    // Any disk of this machine: which one does not matter, nothing is read or written.
+    let disks = fs::read_dir("/sys/block")
+        .unwrap()
+        .map(|disk| disk.unwrap().path());
+    let numbers = disks
+        .filter_map(|disk| fs::read_to_string(disk.join("dev")).ok())
+        .next();
+    if let Some((major, minor)) = numbers
+        .as_deref()
+        .and_then(|dev| dev.trim().split_once(':'))
+    {
+        let (major, minor): (i64, i64) = (major.parse().unwrap(), minor.parse().unwrap());
+        let rate = json!([{"major": major, "minor": minor, "rate": 1 << 20}]);
+        asked["blockIO"] = json!({"throttleReadBpsDevice": rate, "throttleWriteIOPSDevice": rate});
+    }
+    let (_, plan) = planned(&format!("/{}", name("all")), asked);
+    let cgroup = Cgroup::create(&plan).unwrap();
+    assert!(plan.dirs.iter().map(|dir| dir.writes.len()).sum::<usize>() >= 12);
+    cgroup.placed().remove().unwrap();
+    let (_, plan) = planned(
+        &format!("/{}", name("all")),
+        json!({"cpu": {"idle": 1, "shares": 9}}),
+    );
+    Cgroup::create(&plan).unwrap().placed().remove().unwrap();
+    assert_eq!(plan.ignored.len(), 1);
+}
+
 /// A limit that fails leaves nothing behind, and the sentence names field, file and values.
 #[test]
 fn a_refused_limit_on_v1() {
@@ -365,6 +405,8 @@ fn limits_on_v2() {
     {
         return println!("skipped: no hugetlb controller on v2, only {offered:?}");
     }
+    let control = Path::new("/sys/fs/cgroup/cgroup.subtree_control");
+    let handed_on = read(control).contains("hugetlb");
     let path = format!("/{}/x/y", name("limits"));
     let asked = json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 5_000_000}]});
     let (_, plan) = planned(&path, asked);
@@ -372,6 +414,10 @@ fn limits_on_v2() {
     assert_eq!(read(&plan.dirs[0].path.join("hugetlb.2MB.max")), "4194304");
     cgroup.placed().remove().unwrap();
     assert!(!Path::new("/sys/fs/cgroup").join(name("limits")).exists());
+    if !handed_on {
+        // The hierarchy is the machine's own: it stays as it was.
+        fs::write(control, "-hugetlb").unwrap();
+    }
     let (_, plan) = planned(&path, json!({"unified": {"cgroup.max.depth": "no"}}));
     let error = Cgroup::create(&plan).unwrap_err().to_string();
     assert!(
