@@ -13,4 +13,5 @@
 //! ```
 
 pub mod error;
+pub mod seccomp;
 pub mod sys;

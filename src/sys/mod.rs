@@ -1,1 +1,2 @@
 //! Raw Linux calls: the only place for `unsafe`.
+pub mod seccomp;
