@@ -95,7 +95,7 @@ fn a_listener_comes_back() {
 
 #[test]
 fn the_kernel_takes_random_programs() {
-    let mut random = Random(0xbee);
+    let mut random = Random::new(0xbee);
     let names: Vec<_> = all_names()
         .into_iter()
         .filter(|name| ["mount", "swapon", "acct"].contains(name))
