@@ -184,9 +184,10 @@ fn time_offsets(spec: &Spec, linux: &Linux) -> Result<()> {
         .remedy("add {\"type\": \"time\"} to linux.namespaces"));
     }
     for (clock, offset) in offsets {
+        let shown = clock.escape_debug();
         if !["monotonic", "boottime"].contains(&clock.as_str()) {
             return Err(Error::spec(
-                format!("linux.timeOffsets.{clock}"),
+                format!("linux.timeOffsets.{shown}"),
                 "unknown clock; a time namespace has monotonic and boottime",
             ));
         }
@@ -195,7 +196,7 @@ fn time_offsets(spec: &Spec, linux: &Linux) -> Result<()> {
             .is_some_and(|nanos| nanos >= 1_000_000_000)
         {
             return Err(Error::spec(
-                format!("linux.timeOffsets.{clock}.nanosecs"),
+                format!("linux.timeOffsets.{shown}.nanosecs"),
                 "it is a second or more",
             ));
         }
