@@ -1,0 +1,29 @@
+//! `isorun features`: what this isorun knows, as features.md of the specification asks.
+
+use clap::ArgMatches;
+
+use super::{Entry, Global, print_json};
+use crate::error::Result;
+use crate::exit::Exit;
+use crate::seccomp;
+use crate::spec::SeccompLists;
+
+pub const ENTRY: Entry = Entry {
+    name: "features",
+    about: "Print as JSON what this isorun supports",
+    arguments: |command| command,
+    run,
+};
+
+fn run(_: &Global, _: &ArgMatches) -> Result<Exit> {
+    let supported = seccomp::supported_flags();
+    let lists = SeccompLists {
+        actions: seccomp::ACTIONS,
+        operators: seccomp::OPERATORS,
+        archs: seccomp::ARCHS,
+        known_flags: seccomp::FLAGS,
+        supported_flags: &supported,
+    };
+    print_json(&crate::spec::features(Some(lists)))?;
+    Ok(Exit::Success)
+}
