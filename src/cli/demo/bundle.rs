@@ -31,14 +31,11 @@ const PROGRAM: &str = "isorun";
 
 /// System calls that the profile refuses with EPERM: namespaces, mounts, modules, tracing, keys,
 /// clocks, and what else a program in a container has no use for.
-const REFUSED: &[&str] = &[
-    "unshare", "setns", "mount", "umount2", "pivot_root", "chroot", "fsopen", "fsconfig", "fsmount",
-    "fspick", "open_tree", "move_mount", "mount_setattr", "init_module", "finit_module",
-    "delete_module", "kexec_load", "kexec_file_load", "reboot", "swapon", "swapoff", "bpf",
-    "perf_event_open", "ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "add_key",
-    "request_key", "keyctl", "settimeofday", "clock_settime", "clock_adjtime", "acct", "quotactl",
-    "userfaultfd", "io_uring_setup", "open_by_handle_at", "syslog", "vhangup",
-];
+const REFUSED: &str = "unshare setns mount umount2 pivot_root chroot fsopen fsconfig fsmount fspick open_tree \
+    move_mount mount_setattr init_module finit_module delete_module kexec_load \
+    kexec_file_load reboot swapon swapoff bpf perf_event_open ptrace process_vm_readv \
+    process_vm_writev kcmp add_key request_key keyctl settimeofday clock_settime \
+    clock_adjtime acct quotactl userfaultfd io_uring_setup open_by_handle_at syslog vhangup";
 
 /// The temporary directory. Whoever made it removes it: [`Bundle::remove`].
 #[derive(Debug)]
@@ -52,7 +49,9 @@ impl Bundle {
     /// # Errors
     /// Where no directory can be used, or the file system refuses; nothing is left then.
     pub fn make(denied: &Denied) -> Result<Self> {
-        let bundle = Self { directory: temporary()? };
+        let bundle = Self {
+            directory: temporary()?,
+        };
         match bundle.fill(denied) {
             Ok(()) => Ok(bundle),
             Err(error) => {
@@ -79,7 +78,8 @@ impl Bundle {
     pub fn write_config(&self, denied: &Denied, request: &str) -> Result<()> {
         let path = self.directory.join("config.json");
         let text = config(denied, request).to_string();
-        fs::write(&path, text).map_err(|error| Error::io("write", path.display().to_string(), &error))
+        fs::write(&path, text)
+            .map_err(|error| Error::io("write", path.display().to_string(), &error))
     }
 
     /// Removes the directory and everything in it.
@@ -87,19 +87,26 @@ impl Bundle {
     /// # Errors
     /// Where something cannot be removed.
     pub fn remove(&self) -> Result<()> {
-        fs::remove_dir_all(&self.directory).map_err(|error| {
-            Error::io("remove", self.directory.display().to_string(), &error)
-        })
+        fs::remove_dir_all(&self.directory)
+            .map_err(|error| Error::io("remove", self.directory.display().to_string(), &error))
     }
 
     fn fill(&self, denied: &Denied) -> Result<()> {
         let rootfs = self.directory.join("rootfs");
-        let failed =
-            |error| Error::io("make the root file system", rootfs.display().to_string(), &error);
+        let failed = |error| {
+            Error::io(
+                "make the root file system",
+                rootfs.display().to_string(),
+                &error,
+            )
+        };
         // The mount points have to be there: the container's root is read-only.
         for directory in ["", "proc", "dev", "sys", "tmp"] {
             let path = rootfs.join(directory);
-            DirBuilder::new().mode(0o755).create(&path).map_err(failed)?;
+            DirBuilder::new()
+                .mode(0o755)
+                .create(&path)
+                .map_err(failed)?;
         }
         let program = rootfs.join(PROGRAM);
         fs::copy("/proc/self/exe", &program).map_err(failed)?;
@@ -115,7 +122,12 @@ impl Bundle {
 
 /// Makes a directory that the container's user can reach and whose programs can run.
 fn temporary() -> Result<PathBuf> {
-    let candidates = [std::env::temp_dir(), "/tmp".into(), "/var/tmp".into(), "/run".into()];
+    let candidates = [
+        std::env::temp_dir(),
+        "/tmp".into(),
+        "/var/tmp".into(),
+        "/run".into(),
+    ];
     let Some(parent) = candidates.iter().find(|path| is_usable(path)) else {
         let sentence = "no directory for the demo's bundle: /tmp, /var/tmp and /run are not there, \
                         not open to all users or mounted noexec";
@@ -127,22 +139,30 @@ fn temporary() -> Result<PathBuf> {
         let path = parent.join(format!("isorun-demo-{}-{number}", std::process::id()));
         match DirBuilder::new().mode(0o755).create(&path) {
             Ok(()) => {
-                fs::set_permissions(&path, Permissions::from_mode(0o755)).map_err(|error| {
-                    Error::io("chmod", path.display().to_string(), &error)
-                })?;
+                fs::set_permissions(&path, Permissions::from_mode(0o755))
+                    .map_err(|error| Error::io("chmod", path.display().to_string(), &error))?;
                 return Ok(path);
             }
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
             Err(error) => {
-                return Err(Error::io("create directory", path.display().to_string(), &error));
+                return Err(Error::io(
+                    "create directory",
+                    path.display().to_string(),
+                    &error,
+                ));
             }
         }
     }
-    Err(Error::new(Kind::System, format!("{} is full of old demos", parent.display())))
+    Err(Error::new(
+        Kind::System,
+        format!("{} is full of old demos", parent.display()),
+    ))
 }
 
 fn is_usable(path: &Path) -> bool {
-    let Ok(path) = path.canonicalize() else { return false };
+    let Ok(path) = path.canonicalize() else {
+        return false;
+    };
     let open = path
         .ancestors()
         .all(|part| fs::metadata(part).is_ok_and(|data| data.is_dir() && data.mode() & 0o001 != 0));
@@ -188,18 +208,42 @@ fn config(denied: &Denied, request: &str) -> Value {
 }
 
 fn mounts() -> Value {
-    let mount = |target: &str, kind: &str, options: &[&str]| {
-        json!({ "destination": target, "type": kind, "source": kind, "options": options })
-    };
+    let mount = |target: &str, kind: &str, options: &[&str]| json!({ "destination": target, "type": kind, "source": kind, "options": options });
     json!([
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
-        mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        mount("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]),
-        mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", "size=1m"]),
+        mount(
+            "/dev",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"]
+        ),
+        mount(
+            "/dev/pts",
+            "devpts",
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620"
+            ]
+        ),
+        mount(
+            "/dev/shm",
+            "tmpfs",
+            &["nosuid", "noexec", "nodev", "mode=1777", "size=1m"]
+        ),
         mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-        mount("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "ro"]),
-        mount("/tmp", "tmpfs", &["nosuid", "nodev", "mode=1777", "size=1m"]),
+        mount(
+            "/sys/fs/cgroup",
+            "cgroup",
+            &["nosuid", "noexec", "nodev", "ro"]
+        ),
+        mount(
+            "/tmp",
+            "tmpfs",
+            &["nosuid", "nodev", "mode=1777", "size=1m"]
+        ),
     ])
 }
 
@@ -224,10 +268,11 @@ fn seccomp() -> Value {
         "aarch64" => json!(["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"]),
         _ => json!([]),
     };
+    let names: Vec<&str> = REFUSED.split_whitespace().collect();
     json!({
         "defaultAction": "SCMP_ACT_ALLOW",
         "architectures": architectures,
-        "syscalls": [{ "names": REFUSED, "action": "SCMP_ACT_ERRNO", "errnoRet": libc::EPERM }],
+        "syscalls": [{ "names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": libc::EPERM }],
     })
 }
 
@@ -241,11 +286,31 @@ mod tests {
         let spec: Spec = serde_json::from_value(config(&Denied::default(), "facts")).unwrap();
         let linux = spec.linux().as_ref().unwrap();
         assert_eq!(linux.namespaces().as_ref().unwrap().len(), 8);
-        assert_eq!(linux.uid_mappings().as_ref().unwrap()[0].host_id(), FIRST_ID);
+        assert_eq!(
+            linux.uid_mappings().as_ref().unwrap()[0].host_id(),
+            FIRST_ID
+        );
         assert_eq!(spec.root().as_ref().unwrap().readonly(), Some(true));
-        let capabilities = spec.process().as_ref().unwrap().capabilities().as_ref().unwrap();
-        assert!(capabilities.effective().as_ref().is_none_or(|set| set.is_empty()));
-        let memory = linux.resources().as_ref().unwrap().memory().as_ref().unwrap();
+        let capabilities = spec
+            .process()
+            .as_ref()
+            .unwrap()
+            .capabilities()
+            .as_ref()
+            .unwrap();
+        assert!(
+            capabilities
+                .effective()
+                .as_ref()
+                .is_none_or(|set| set.is_empty())
+        );
+        let memory = linux
+            .resources()
+            .as_ref()
+            .unwrap()
+            .memory()
+            .as_ref()
+            .unwrap();
         assert_eq!(memory.limit(), Some(MEMORY as i64));
     }
 
@@ -258,7 +323,10 @@ mod tests {
         let config = config(&denied, "facts");
         assert_eq!(config["linux"]["namespaces"].as_array().unwrap().len(), 6);
         assert!(config["linux"].get("uidMappings").is_none());
-        assert_eq!(config["linux"]["resources"], json!({ "pids": { "limit": PIDS } }));
+        assert_eq!(
+            config["linux"]["resources"],
+            json!({ "pids": { "limit": PIDS } })
+        );
     }
 
     #[test]

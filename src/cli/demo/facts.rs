@@ -74,10 +74,19 @@ impl Facts {
             ("bounding", status.capbnd.unwrap_or_default()),
             ("ambient", status.capamb.unwrap_or_default()),
         ];
-        let mounts = myself.mountinfo().map_err(failed)?.0.into_iter().map(|mount| {
-            let mode = if mount.mount_options.contains_key("ro") { "ro" } else { "rw" };
-            (mount.mount_point.display().to_string(), mode.to_string())
-        });
+        let mounts = myself
+            .mountinfo()
+            .map_err(failed)?
+            .0
+            .into_iter()
+            .map(|mount| {
+                let mode = if mount.mount_options.contains_key("ro") {
+                    "ro"
+                } else {
+                    "rw"
+                };
+                (mount.mount_point.display().to_string(), mode.to_string())
+            });
         Ok(Self {
             began: u64::try_from(began.as_nanos()).unwrap_or(u64::MAX),
             pid: myself.pid(),
@@ -95,7 +104,9 @@ impl Facts {
                 .unwrap_or_default(),
             open_files: getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft),
             limits: Limits::of("self"),
-            attempts: attempts(inside).map(|(name, it)| (name.to_string(), it)).into(),
+            attempts: attempts(inside)
+                .map(|(name, it)| (name.to_string(), it))
+                .into(),
         })
     }
 
@@ -113,18 +124,26 @@ pub fn namespaces(directory: &Path) -> BTreeMap<String, u64> {
         let inode = link.to_str()?.split(['[', ']']).nth(1)?.parse().ok()?;
         Some((kind.to_string(), inode))
     };
-    ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"].iter().filter_map(inode).collect()
+    ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"]
+        .iter()
+        .filter_map(inode)
+        .collect()
 }
 
 fn lines(path: &str) -> Vec<String> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
-    text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+    text.lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect()
 }
 
 fn pids() -> Vec<i32> {
-    let Ok(names) = std::fs::read_dir("/proc") else { return Vec::new() };
-    let mut pids: Vec<i32> =
-        names.filter_map(|name| name.ok()?.file_name().to_str()?.parse().ok()).collect();
+    let Ok(names) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let mut pids: Vec<i32> = names
+        .filter_map(|name| name.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
     pids.sort_unstable();
     pids
 }
@@ -146,7 +165,12 @@ fn attempts(inside: bool) -> [(&'static str, String); 4] {
     let mut options = OpenOptions::new();
     options.write(true);
     let root = match inside {
-        true => outcome(options.clone().create_new(true).open("/written-by-isorun-demo")),
+        true => outcome(
+            options
+                .clone()
+                .create_new(true)
+                .open("/written-by-isorun-demo"),
+        ),
         // A file without a name: it leaves nothing.
         false => outcome(options.clone().custom_flags(libc::O_TMPFILE).open("/")),
     };
@@ -163,7 +187,12 @@ fn attempts(inside: bool) -> [(&'static str, String); 4] {
         Ok(()) => SUCCEEDS.to_string(),
         Err(errno) => errno_name(errno),
     };
-    [("write /", root), ("write /proc/sys", sysctl), ("read /proc/kcore", kcore), ("unshare", nothing)]
+    [
+        ("write /", root),
+        ("write /proc/sys", sysctl),
+        ("read /proc/kcore", kcore),
+        ("unshare", nothing),
+    ]
 }
 
 fn errno_name(errno: Errno) -> String {
@@ -183,7 +212,11 @@ mod tests {
         assert!(facts.namespaces.len() >= 7 && facts.namespaces["mnt"] > 0);
         assert_eq!(facts.capabilities.len(), 5);
         assert!(facts.mounts.iter().any(|(target, _)| target == "/"));
-        assert!(facts.interfaces.iter().any(|name| name == "lo"), "{:?}", facts.interfaces);
+        assert!(
+            facts.interfaces.iter().any(|name| name == "lo"),
+            "{:?}",
+            facts.interfaces
+        );
         assert_eq!(facts.attempt("unshare"), SUCCEEDS);
         assert!(facts.open_files > 0 && !facts.hostname.is_empty());
         let text = serde_json::to_string(&facts).unwrap();

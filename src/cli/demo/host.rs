@@ -20,14 +20,46 @@ pub struct Namespace {
 
 /// All eight kinds.
 pub const NAMESPACES: [Namespace; 8] = [
-    Namespace { kind: "user", file: "user", flag: libc::CLONE_NEWUSER },
-    Namespace { kind: "pid", file: "pid", flag: libc::CLONE_NEWPID },
-    Namespace { kind: "mount", file: "mnt", flag: libc::CLONE_NEWNS },
-    Namespace { kind: "network", file: "net", flag: libc::CLONE_NEWNET },
-    Namespace { kind: "ipc", file: "ipc", flag: libc::CLONE_NEWIPC },
-    Namespace { kind: "uts", file: "uts", flag: libc::CLONE_NEWUTS },
-    Namespace { kind: "cgroup", file: "cgroup", flag: libc::CLONE_NEWCGROUP },
-    Namespace { kind: "time", file: "time", flag: libc::CLONE_NEWTIME },
+    Namespace {
+        kind: "user",
+        file: "user",
+        flag: libc::CLONE_NEWUSER,
+    },
+    Namespace {
+        kind: "pid",
+        file: "pid",
+        flag: libc::CLONE_NEWPID,
+    },
+    Namespace {
+        kind: "mount",
+        file: "mnt",
+        flag: libc::CLONE_NEWNS,
+    },
+    Namespace {
+        kind: "network",
+        file: "net",
+        flag: libc::CLONE_NEWNET,
+    },
+    Namespace {
+        kind: "ipc",
+        file: "ipc",
+        flag: libc::CLONE_NEWIPC,
+    },
+    Namespace {
+        kind: "uts",
+        file: "uts",
+        flag: libc::CLONE_NEWUTS,
+    },
+    Namespace {
+        kind: "cgroup",
+        file: "cgroup",
+        flag: libc::CLONE_NEWCGROUP,
+    },
+    Namespace {
+        kind: "time",
+        file: "time",
+        flag: libc::CLONE_NEWTIME,
+    },
 ];
 
 /// The cgroup controllers whose limits the demo sets.
@@ -54,7 +86,10 @@ impl Denied {
             .filter(|controller| !Limits::can(controller))
             .map(|controller| (controller, format!("no {controller} controller here")))
             .collect();
-        Self { namespaces, controllers }
+        Self {
+            namespaces,
+            controllers,
+        }
     }
 
     /// Counts a kind of namespace or a controller as denied, whatever the host says.
@@ -86,7 +121,9 @@ impl Denied {
 }
 
 fn find<'a>(list: &'a [(&'static str, String)], name: &str) -> Option<&'a str> {
-    list.iter().find(|(found, _)| *found == name).map(|(_, why)| why.as_str())
+    list.iter()
+        .find(|(found, _)| *found == name)
+        .map(|(_, why)| why.as_str())
 }
 
 /// Why this namespace cannot be made; none where it can.

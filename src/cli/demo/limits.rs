@@ -54,7 +54,11 @@ impl Limits {
 
 /// A limit; "max", and v1's number near 2^63 that means the same, are none.
 fn number(text: Option<String>) -> Option<u64> {
-    text?.trim().parse().ok().filter(|&limit: &u64| limit < 1 << 60)
+    text?
+        .trim()
+        .parse()
+        .ok()
+        .filter(|&limit: &u64| limit < 1 << 60)
 }
 
 fn millicpus(quota: &str, period: &str) -> Option<u64> {
@@ -69,7 +73,9 @@ fn place(pid: &str, controller: &str) -> Option<Place> {
     let paths = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let directory = |mount: &procfs::process::MountInfo, path: &str| {
         // The mount may show a part of the hierarchy only; the path names it whole.
-        let below = path.strip_prefix(mount.root.trim_end_matches('/')).unwrap_or(path);
+        let below = path
+            .strip_prefix(mount.root.trim_end_matches('/'))
+            .unwrap_or(path);
         mount.mount_point.join(below.trim_start_matches('/'))
     };
     // Lines are `number:controllers:path`; on v2 the number is 0 and there are no controllers.
@@ -85,15 +91,24 @@ fn place(pid: &str, controller: &str) -> Option<Place> {
         .find(|mount| mount.fs_type == "cgroup" && mount.super_options.contains_key(controller));
     if let Some(mount) = v1 {
         let path = path_of(&|names| names.split(',').any(|name| name == controller))?;
-        return Some(Place { directory: directory(mount, path), unified: false });
+        return Some(Place {
+            directory: directory(mount, path),
+            unified: false,
+        });
     }
-    let mount = mounts.iter().rev().find(|mount| mount.fs_type == "cgroup2")?;
+    let mount = mounts
+        .iter()
+        .rev()
+        .find(|mount| mount.fs_type == "cgroup2")?;
     let offered = std::fs::read_to_string(mount.mount_point.join("cgroup.controllers")).ok()?;
     if !offered.split_whitespace().any(|name| name == controller) {
         return None;
     }
     let path = path_of(&str::is_empty)?;
-    Some(Place { directory: directory(mount, path), unified: true })
+    Some(Place {
+        directory: directory(mount, path),
+        unified: true,
+    })
 }
 
 #[cfg(test)]

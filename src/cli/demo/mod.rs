@@ -35,10 +35,14 @@ pub const ENTRY: Entry = Entry {
     about: "Run this program in a container of its own, and show what isolates it",
     arguments: |command| {
         // Hidden: the demo with another runtime, which may lack a namespace, tests the demo.
-        let runtime =
-            Arg::new("runtime").long("runtime").value_parser(value_parser!(PathBuf)).hide(true);
-        let without =
-            Arg::new("without").long("without").action(ArgAction::Append).hide(true);
+        let runtime = Arg::new("runtime")
+            .long("runtime")
+            .value_parser(value_parser!(PathBuf))
+            .hide(true);
+        let without = Arg::new("without")
+            .long("without")
+            .action(ArgAction::Append)
+            .hide(true);
         command.arg(runtime).arg(without)
     },
     run,
@@ -76,7 +80,9 @@ fn show(runner: &Runner, bundle: &Bundle, denied: &Denied) -> std::result::Resul
     let (holds, broken, refused) = report::count(&rows);
     print("One container, asked from inside and compared with this host:\n\n")?;
     print(&report::table(&rows))?;
-    print(&format!("\n{holds} promises hold, {broken} broken, {refused} denied by this host\n"))?;
+    print(&format!(
+        "\n{holds} promises hold, {broken} broken, {refused} denied by this host\n"
+    ))?;
 
     bundle.write_config(denied, "began")?;
     let mut times = Vec::with_capacity(TIMED);
@@ -91,5 +97,9 @@ fn show(runner: &Runner, bundle: &Bundle, denied: &Denied) -> std::result::Resul
         milliseconds(times[TIMED / 2]),
         milliseconds(times[0]),
     ))?;
-    Ok(if broken == 0 { Exit::Success } else { Exit::Failure })
+    Ok(if broken == 0 {
+        Exit::Success
+    } else {
+        Exit::Failure
+    })
 }

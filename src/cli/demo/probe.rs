@@ -48,9 +48,14 @@ pub fn run(args: &[OsString]) -> Result<Exit> {
 
 /// Time since 1970.
 pub fn now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
 }
 
 fn unknown(args: &[&str]) -> Error {
-    Error::new(Kind::Usage, format!("{NAME} does not know {args:?}; it is a part of isorun demo"))
+    Error::new(
+        Kind::Usage,
+        format!("{NAME} does not know {args:?}; it is a part of isorun demo"),
+    )
 }

@@ -66,12 +66,22 @@ fn row(
         true => Verdict::Holds(meaning),
         false => Verdict::Broken(format!("not {meaning}")),
     };
-    Row { what: what.into(), inside: inside.into(), outside: outside.into(), verdict }
+    Row {
+        what: what.into(),
+        inside: inside.into(),
+        outside: outside.into(),
+        verdict,
+    }
 }
 
 fn denied_row(what: impl Into<String>, why: &str) -> Row {
     let verdict = Verdict::Denied(why.to_string());
-    Row { what: what.into(), inside: "-".into(), outside: "-".into(), verdict }
+    Row {
+        what: what.into(),
+        inside: "-".into(),
+        outside: "-".into(),
+        verdict,
+    }
 }
 
 fn identity(inside: &Facts, outside: &Facts, seen: &FromOutside, denied: &Denied) -> Vec<Row> {
@@ -87,18 +97,36 @@ fn identity(inside: &Facts, outside: &Facts, seen: &FromOutside, denied: &Denied
         ));
         let map = inside.uid_map.join(", ");
         let holds = map == format!("0 {FIRST_ID} {IDS}");
-        rows.push(row("user id map", map, outside.uid_map.join(", "), holds, "as configured"));
+        rows.push(row(
+            "user id map",
+            map,
+            outside.uid_map.join(", "),
+            holds,
+            "as configured",
+        ));
     }
     if denied.namespace("pid").is_none() {
         let same = format!("{} (same process)", seen.pid);
         let holds = inside.pid == 1 && seen.pid != 1;
-        rows.push(row("process id", inside.pid.to_string(), same, holds, "first of its own"));
+        rows.push(row(
+            "process id",
+            inside.pid.to_string(),
+            same,
+            holds,
+            "first of its own",
+        ));
         let count = |facts: &Facts| match facts.pids.len() {
             1 => "1 process".to_string(),
             count => format!("{count} processes"),
         };
         let holds = inside.pids == [1];
-        rows.push(row("sees", count(inside), count(outside), holds, "only itself"));
+        rows.push(row(
+            "sees",
+            count(inside),
+            count(outside),
+            holds,
+            "only itself",
+        ));
     }
     rows
 }
@@ -112,7 +140,13 @@ fn privileges(inside: &Facts, outside: &Facts) -> Vec<Row> {
     let named = |name: &'static str| {
         let empty = inside.capabilities.get(name) == Some(&0);
         let what = format!("{name} capabilities");
-        row(what, set(inside, name), set(outside, name), empty, "dropped")
+        row(
+            what,
+            set(inside, name),
+            set(outside, name),
+            empty,
+            "dropped",
+        )
     };
     let mode = |facts: &Facts| match facts.seccomp {
         0 => "none".to_string(),
@@ -128,20 +162,45 @@ fn privileges(inside: &Facts, outside: &Facts) -> Vec<Row> {
         named("inheritable"),
         named("bounding"),
         named("ambient"),
-        row("no new privileges", on(inside), on(outside), inside.no_new_privileges, "in force"),
-        row("seccomp", mode(inside), mode(outside), inside.seccomp == 2, "in force"),
-        row("call unshare(0)", call, outside.attempt("unshare"), call == "EPERM", "refused"),
+        row(
+            "no new privileges",
+            on(inside),
+            on(outside),
+            inside.no_new_privileges,
+            "in force",
+        ),
+        row(
+            "seccomp",
+            mode(inside),
+            mode(outside),
+            inside.seccomp == 2,
+            "in force",
+        ),
+        row(
+            "call unshare(0)",
+            call,
+            outside.attempt("unshare"),
+            call == "EPERM",
+            "refused",
+        ),
     ]
 }
 
 fn surroundings(inside: &Facts, outside: &Facts) -> Vec<Row> {
     let root = |facts: &Facts| {
         let mode = facts.mounts.iter().rev().find(|(target, _)| target == "/");
-        mode.map_or("unknown", |(_, mode)| mode.as_str()).to_string()
+        mode.map_or("unknown", |(_, mode)| mode.as_str())
+            .to_string()
     };
     let attempt = |what: &str, refused: &[&str]| {
         let outcome = inside.attempt(what);
-        row(what, outcome, outside.attempt(what), refused.contains(&outcome), "refused")
+        row(
+            what,
+            outcome,
+            outside.attempt(what),
+            refused.contains(&outcome),
+            "refused",
+        )
     };
     let mounts = |facts: &Facts| format!("{} mounts", facts.mounts.len());
     // What the host has mounted anywhere but where the container has something of its own.
@@ -151,23 +210,53 @@ fn surroundings(inside: &Facts, outside: &Facts) -> Vec<Row> {
     };
     let no_foreign = !inside.mounts.iter().any(|(target, _)| foreign(target));
     let mut rows = vec![
-        row("root file system", root(inside), root(outside), root(inside) == "ro", "read-only"),
+        row(
+            "root file system",
+            root(inside),
+            root(outside),
+            root(inside) == "ro",
+            "read-only",
+        ),
         attempt("write /", &["EROFS"]),
         attempt("write /proc/sys", &["EROFS", "EACCES", "EPERM"]),
     ];
     if outside.attempt("read /proc/kcore") != "ENOENT" {
-        rows.push(attempt("read /proc/kcore", &["empty", "EACCES", "EPERM", "ENOENT"]));
+        rows.push(attempt(
+            "read /proc/kcore",
+            &["empty", "EACCES", "EPERM", "ENOENT"],
+        ));
     }
     let list = |facts: &Facts| facts.interfaces.join(" ");
     // Some kernels make tunnel devices in every network namespace; none of them is the host's link.
-    let links = ["eth", "en", "wl", "veth", "docker", "br", "virbr", "cni", "podman"];
-    let linked =
-        |name: &String| links.iter().any(|l| name.starts_with(l)) && outside.interfaces.contains(name);
+    let links = [
+        "eth", "en", "wl", "veth", "docker", "br", "virbr", "cni", "podman",
+    ];
+    let linked = |name: &String| {
+        links.iter().any(|l| name.starts_with(l)) && outside.interfaces.contains(name)
+    };
     let apart = !inside.interfaces.iter().any(linked);
     rows.extend([
-        row("sees", mounts(inside), mounts(outside), no_foreign, "only its own"),
-        row("network interfaces", list(inside), list(outside), apart, "none of the host's"),
-        row("host name", &inside.hostname, &outside.hostname, inside.hostname == HOSTNAME, "its own"),
+        row(
+            "sees",
+            mounts(inside),
+            mounts(outside),
+            no_foreign,
+            "only its own",
+        ),
+        row(
+            "network interfaces",
+            list(inside),
+            list(outside),
+            apart,
+            "none of the host's",
+        ),
+        row(
+            "host name",
+            &inside.hostname,
+            &outside.hostname,
+            inside.hostname == HOSTNAME,
+            "its own",
+        ),
     ]);
     rows
 }
@@ -185,9 +274,27 @@ fn limits(inside: &Facts, outside: &Facts, seen: &FromOutside, denied: &Denied) 
     type Show = fn(u64) -> String;
     type Wanted = (&'static str, &'static str, Get, u64, Show);
     let wanted: [Wanted; 3] = [
-        ("memory", "memory limit", |l| l.memory, MEMORY, |bytes| format!("{} MiB", bytes >> 20)),
-        ("pids", "process limit", |l| l.pids, PIDS, |count| count.to_string()),
-        ("cpu", "CPU limit", |l| l.millicpus, MILLICPUS, |part| format!("{} %", part / 10)),
+        (
+            "memory",
+            "memory limit",
+            |l| l.memory,
+            MEMORY,
+            |bytes| format!("{} MiB", bytes >> 20),
+        ),
+        (
+            "pids",
+            "process limit",
+            |l| l.pids,
+            PIDS,
+            |count| count.to_string(),
+        ),
+        (
+            "cpu",
+            "CPU limit",
+            |l| l.millicpus,
+            MILLICPUS,
+            |part| format!("{} %", part / 10),
+        ),
     ];
     for (controller, what, get, wanted, show) in wanted {
         if let Some(why) = denied.controller(controller) {
@@ -199,7 +306,13 @@ fn limits(inside: &Facts, outside: &Facts, seen: &FromOutside, denied: &Denied) 
             && get(&inside.limits).is_none_or(|limit| limit == wanted);
         let text = |limit: Option<u64>| limit.map_or("none".to_string(), show);
         let told = get(&inside.limits).or(get(&seen.limits));
-        rows.push(row(what, text(told), text(get(&outside.limits)), holds, "in force"));
+        rows.push(row(
+            what,
+            text(told),
+            text(get(&outside.limits)),
+            holds,
+            "in force",
+        ));
     }
     rows
 }
@@ -207,18 +320,23 @@ fn limits(inside: &Facts, outside: &Facts, seen: &FromOutside, denied: &Denied) 
 /// The rows as a table, headings first.
 pub fn table(rows: &[Row]) -> String {
     let heading = ["".to_string(), "inside".to_string(), "outside".to_string()];
-    let cells = rows.iter().map(|row| [row.what.clone(), row.inside.clone(), row.outside.clone()]);
+    let cells = rows
+        .iter()
+        .map(|row| [row.what.clone(), row.inside.clone(), row.outside.clone()]);
     let cells: Vec<[String; 3]> = std::iter::once(heading).chain(cells).collect();
     let widths: [usize; 3] = std::array::from_fn(|column| {
-        cells.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)
+        cells
+            .iter()
+            .map(|row| row[column].chars().count())
+            .max()
+            .unwrap_or(0)
     });
-    let verdicts = std::iter::once("verdict".to_string()).chain(rows.iter().map(|row| {
-        match &row.verdict {
+    let verdicts =
+        std::iter::once("verdict".to_string()).chain(rows.iter().map(|row| match &row.verdict {
             Verdict::Holds(meaning) => format!("ok: {meaning}"),
             Verdict::Broken(why) => format!("BROKEN: {why}"),
             Verdict::Denied(why) => format!("denied by this host: {why}"),
-        }
-    }));
+        }));
     let mut text = String::new();
     for (row, verdict) in cells.iter().zip(verdicts) {
         for (cell, width) in row.iter().zip(widths) {

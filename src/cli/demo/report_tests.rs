@@ -3,14 +3,26 @@
 use super::super::facts::SUCCEEDS;
 use super::*;
 
-const SETS: [&str; 5] = ["inheritable", "permitted", "effective", "bounding", "ambient"];
+const SETS: [&str; 5] = [
+    "inheritable",
+    "permitted",
+    "effective",
+    "bounding",
+    "ambient",
+];
 
 fn facts(base: u64, capabilities: u64) -> Facts {
     let attempts = ["write /", "write /proc/sys", "read /proc/kcore", "unshare"];
     Facts {
-        namespaces: NAMESPACES.iter().zip(base..).map(|(n, i)| (n.file.to_string(), i)).collect(),
+        namespaces: NAMESPACES
+            .iter()
+            .zip(base..)
+            .map(|(n, i)| (n.file.to_string(), i))
+            .collect(),
         capabilities: SETS.map(|name| (name.to_string(), capabilities)).into(),
-        attempts: attempts.map(|name| (name.to_string(), SUCCEEDS.to_string())).into(),
+        attempts: attempts
+            .map(|name| (name.to_string(), SUCCEEDS.to_string()))
+            .into(),
         ..Facts::default()
     }
 }
@@ -29,8 +41,11 @@ fn outside() -> Facts {
 }
 
 fn inside() -> Facts {
-    let limits =
-        Limits { memory: Some(MEMORY), pids: Some(PIDS), millicpus: Some(MILLICPUS) };
+    let limits = Limits {
+        memory: Some(MEMORY),
+        pids: Some(PIDS),
+        millicpus: Some(MILLICPUS),
+    };
     let attempts = [
         ("write /", "EROFS"),
         ("write /proc/sys", "EROFS"),
@@ -48,13 +63,19 @@ fn inside() -> Facts {
         hostname: HOSTNAME.into(),
         open_files: OPEN_FILES,
         limits,
-        attempts: attempts.map(|(name, it)| (name.to_string(), it.to_string())).into(),
+        attempts: attempts
+            .map(|(name, it)| (name.to_string(), it.to_string()))
+            .into(),
         ..facts(200, 0)
     }
 }
 
 fn seen() -> FromOutside {
-    FromOutside { pid: 600, uid: FIRST_ID, limits: inside().limits }
+    FromOutside {
+        pid: 600,
+        uid: FIRST_ID,
+        limits: inside().limits,
+    }
 }
 
 fn broken(inside: &Facts, seen: &FromOutside) -> Vec<String> {
@@ -72,7 +93,11 @@ fn a_container_that_keeps_every_promise() {
 
 #[test]
 fn no_container_at_all_breaks_every_promise() {
-    let seen = FromOutside { pid: 1, uid: 0, limits: Limits::default() };
+    let seen = FromOutside {
+        pid: 1,
+        uid: 0,
+        limits: Limits::default(),
+    };
     let rows = compare(&outside(), &outside(), &seen, &Denied::default());
     let (holds, broken, denied) = count(&rows);
     assert_eq!((holds, denied), (0, 0), "{}", table(&rows));
@@ -84,20 +109,38 @@ fn each_broken_promise_is_told() {
     type Break = fn(&mut Facts, &mut FromOutside);
     let cases: [(&str, Break); 16] = [
         ("user id", |_, seen| seen.uid = 0),
-        ("user id map", |it, _| it.uid_map = vec!["0 0 4294967295".into()]),
+        ("user id map", |it, _| {
+            it.uid_map = vec!["0 0 4294967295".into()]
+        }),
         ("process id", |it, _| it.pid = 2),
         ("sees", |it, _| it.pids = vec![1, 2]),
-        ("network namespace", |it, _| it.namespaces.extend([("net".into(), 103)])),
-        ("time namespace", |it, _| it.namespaces.retain(|kind, _| kind != "time")),
-        ("bounding capabilities", |it, _| it.capabilities.extend([("bounding".into(), 1)])),
+        ("network namespace", |it, _| {
+            it.namespaces.extend([("net".into(), 103)])
+        }),
+        ("time namespace", |it, _| {
+            it.namespaces.retain(|kind, _| kind != "time")
+        }),
+        ("bounding capabilities", |it, _| {
+            it.capabilities.extend([("bounding".into(), 1)])
+        }),
         ("no new privileges", |it, _| it.no_new_privileges = false),
         ("seccomp", |it, _| it.seccomp = 0),
-        ("call unshare(0)", |it, _| drop(it.attempts.insert("unshare".into(), SUCCEEDS.into()))),
-        ("root file system", |it, _| it.mounts.push(("/".into(), "rw".into()))),
+        ("call unshare(0)", |it, _| {
+            drop(it.attempts.insert("unshare".into(), SUCCEEDS.into()))
+        }),
+        ("root file system", |it, _| {
+            it.mounts.push(("/".into(), "rw".into()))
+        }),
         // ENOSPC would mean that it was tried and only failed by chance.
-        ("write /", |it, _| drop(it.attempts.insert("write /".into(), "ENOSPC".into()))),
-        ("sees", |it, _| it.mounts.push(("/home".into(), "ro".into()))),
-        ("network interfaces", |it, _| it.interfaces.push("eth0".into())),
+        ("write /", |it, _| {
+            drop(it.attempts.insert("write /".into(), "ENOSPC".into()))
+        }),
+        ("sees", |it, _| {
+            it.mounts.push(("/home".into(), "ro".into()))
+        }),
+        ("network interfaces", |it, _| {
+            it.interfaces.push("eth0".into())
+        }),
         ("open files", |it, _| it.open_files = 1024),
         ("memory limit", |_, seen| seen.limits.memory = None),
     ];

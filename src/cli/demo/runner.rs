@@ -69,7 +69,8 @@ impl Runner {
             Signal::SIGQUIT,
             Signal::SIGCHLD,
         ]);
-        set.thread_block().map_err(|errno| Error::os("block", "signals", errno))?;
+        set.thread_block()
+            .map_err(|errno| Error::os("block", "signals", errno))?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(&set, flags)
             .map_err(|errno| Error::os("open a descriptor for", "signals", errno))?;
@@ -81,9 +82,14 @@ impl Runner {
     pub fn facts(&self, bundle: &Bundle) -> Outcome<(Facts, FromOutside)> {
         let mut container = self.start(bundle, "demo")?;
         let line = self.line(&mut container)?;
-        let Some(line) = line else { return Err(self.failure(container)) };
+        let Some(line) = line else {
+            return Err(self.failure(container));
+        };
         let inside = serde_json::from_str(&line).map_err(|error| {
-            Error::new(Kind::System, format!("the probe in the container told no facts: {error}"))
+            Error::new(
+                Kind::System,
+                format!("the probe in the container told no facts: {error}"),
+            )
         })?;
         let seen = seen_from_outside(bundle, "demo")?;
         self.end(container)?;
@@ -108,7 +114,9 @@ impl Runner {
     /// # Errors
     /// Where a container cannot be removed.
     pub fn remove_containers(&self, bundle: &Bundle) -> Result<()> {
-        let Ok(left) = fs::read_dir(bundle.state()) else { return Ok(()) };
+        let Ok(left) = fs::read_dir(bundle.state()) else {
+            return Ok(());
+        };
         for name in left.flatten() {
             let id = name.file_name();
             let output = Command::new(&self.runtime)
@@ -267,9 +275,16 @@ fn seen_from_outside(bundle: &Bundle, id: &str) -> Result<FromOutside> {
         }
     };
     let failed = |why: String| Error::new(Kind::System, format!("look at process {text}: {why}"));
-    let pid: i32 = text.trim().parse().map_err(|_| failed("not a process id".to_string()))?;
+    let pid: i32 = text
+        .trim()
+        .parse()
+        .map_err(|_| failed("not a process id".to_string()))?;
     let status = Process::new(pid)
         .and_then(|process| process.status())
         .map_err(|error| failed(error.to_string()))?;
-    Ok(FromOutside { pid, uid: status.euid, limits: Limits::of(&pid.to_string()) })
+    Ok(FromOutside {
+        pid,
+        uid: status.euid,
+        limits: Limits::of(&pid.to_string()),
+    })
 }
