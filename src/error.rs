@@ -8,9 +8,10 @@
 use std::fmt;
 
 use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
 
 /// What sort of failure it is, as far as callers must tell them apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     /// The command line is wrong.
     Usage,
@@ -29,15 +30,15 @@ pub enum Kind {
 }
 
 /// An error as one readable sentence; see the module documentation.
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Error(Box<Inner>);
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Inner {
     kind: Kind,
     operation: String,
     subject: String,
-    errno: Option<Errno>,
+    errno: Option<i32>,
     detail: String,
     remedy: String,
 }
@@ -63,7 +64,7 @@ impl Error {
         let mut error = Self::new(Kind::System, "");
         error.0.operation = operation.into();
         error.0.subject = subject.into();
-        error.0.errno = Some(errno);
+        error.0.errno = Some(errno as i32);
         error
     }
 
@@ -116,7 +117,7 @@ impl Error {
 
     /// The errno behind it, where there is one.
     pub fn errno(&self) -> Option<Errno> {
-        self.0.errno
+        self.0.errno.map(Errno::from_raw)
     }
 }
 
@@ -138,12 +139,16 @@ impl fmt::Display for Error {
                 head.push_str(part);
             }
         }
-        let cause = match inner.errno {
+        let cause = match self.errno() {
             Some(errno) if inner.detail.is_empty() => errno_words(errno),
             Some(errno) => format!("{} ({})", inner.detail, errno_words(errno)),
             None => inner.detail.clone(),
         };
-        for part in [&head, &cause].into_iter().filter(|part| !part.is_empty()).enumerate() {
+        for part in [&head, &cause]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .enumerate()
+        {
             if part.0 > 0 {
                 f.write_str(": ")?;
             }
@@ -158,7 +163,10 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Error").field(&self.0.kind).field(&self.to_string()).finish()
+        f.debug_tuple("Error")
+            .field(&self.0.kind)
+            .field(&self.to_string())
+            .finish()
     }
 }
 
@@ -183,6 +191,9 @@ mod tests {
             Error::new(Kind::NotFound, "container \"x\" does not exist").to_string(),
             "container \"x\" does not exist"
         );
-        assert_eq!(mount.context("create").to_string().split(' ').next(), Some("create:"));
+        assert_eq!(
+            mount.context("create").to_string().split(' ').next(),
+            Some("create:")
+        );
     }
 }
