@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 
 use super::{Entry, Global, container_id, id_of};
@@ -38,7 +39,6 @@ pub fn arguments() -> [Arg; 7] {
         path("pid-file")
             .value_name("FILE")
             .help("Write the container's process id to this file"),
-        flag("no-pivot").help("Move the root file system instead of pivot_root(2), on a ramdisk"),
         flag("no-new-keyring").help("Keep the caller's session keyring"),
         Arg::new("preserve-fds")
             .long("preserve-fds")
@@ -46,7 +46,8 @@ pub fn arguments() -> [Arg; 7] {
             .value_parser(value_parser!(u32))
             .default_value("0")
             .help("Pass this many descriptors more to the container (stdio and $LISTEN_FDS apart)"),
-        // Terminals and pidfds come with a later version; until then they are refused by name.
+        // These come with a later version; until then they are refused by name.
+        flag("no-pivot").hide(true),
         path("console-socket").hide(true),
         path("pidfd-socket").hide(true),
     ]
@@ -54,8 +55,8 @@ pub fn arguments() -> [Arg; 7] {
 
 /// The engine's request from the command line of `create` or `run`.
 pub fn request(global: &Global, matches: &ArgMatches) -> Result<Request> {
-    for later in ["console-socket", "pidfd-socket"] {
-        if matches.contains_id(later) {
+    for later in ["console-socket", "pidfd-socket", "no-pivot"] {
+        if matches.value_source(later) == Some(ValueSource::CommandLine) {
             let sentence = format!("--{later} is not supported by this version of isorun");
             return Err(Error::new(Kind::Usage, sentence));
         }
@@ -74,7 +75,6 @@ pub fn request(global: &Global, matches: &ArgMatches) -> Result<Request> {
         detach: false,
         keep: false,
         no_subreaper: false,
-        no_pivot: matches.get_flag("no-pivot"),
         no_new_keyring: matches.get_flag("no-new-keyring"),
         preserve_fds: matches.get_one("preserve-fds").copied().unwrap_or(0),
     })

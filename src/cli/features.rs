@@ -5,6 +5,8 @@ use clap::ArgMatches;
 use super::{Entry, Global, print_json};
 use crate::error::Result;
 use crate::exit::Exit;
+use crate::seccomp;
+use crate::spec::{SeccompLists, features};
 
 pub const ENTRY: Entry = Entry {
     name: "features",
@@ -14,6 +16,13 @@ pub const ENTRY: Entry = Entry {
 };
 
 fn run(_: &Global, _: &ArgMatches) -> Result<Exit> {
-    print_json(&crate::spec::features())?;
+    let seccomp = SeccompLists {
+        actions: seccomp::ACTIONS,
+        operators: seccomp::OPERATORS,
+        archs: seccomp::ARCHS,
+        known_flags: seccomp::FLAGS,
+        supported_flags: &seccomp::supported_flags(),
+    };
+    print_json(&features(Some(seccomp)))?;
     Ok(Exit::Success)
 }

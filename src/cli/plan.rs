@@ -5,8 +5,14 @@ use std::path::PathBuf;
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 
 use super::{Entry, Global, print, print_json};
+use crate::engine;
 use crate::error::Result;
 use crate::exit::Exit;
+use crate::log;
+use crate::plan::{self, Asked};
+
+/// The id that stands for the container's own in what is printed, such as its cgroup.
+const ID: &str = "ID";
 
 pub const ENTRY: Entry = Entry {
     name: "plan",
@@ -35,10 +41,19 @@ fn run(_: &Global, matches: &ArgMatches) -> Result<Exit> {
         .get_one::<PathBuf>("bundle")
         .cloned()
         .unwrap_or_default();
-    let plan = crate::plan::describe(&bundle)?;
+    let (loaded, plan) = engine::plan(
+        &bundle,
+        &Asked {
+            id: ID.into(),
+            ..Asked::default()
+        },
+    )?;
+    for ignored in &loaded.ignored {
+        log::warning(ignored);
+    }
     match matches.get_flag("json") {
         true => print_json(&plan)?,
-        false => print(&plan.to_string())?,
+        false => print(&plan::text(&plan))?,
     }
     Ok(Exit::Success)
 }
