@@ -1,6 +1,6 @@
 //! `isorun plan`: prints what `create` would do with a bundle, and does nothing.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 
@@ -8,11 +8,7 @@ use super::{Entry, Global, print, print_json};
 use crate::engine;
 use crate::error::Result;
 use crate::exit::Exit;
-use crate::log;
-use crate::plan::{self, Asked};
-
-/// The id that stands for the container's own in what is printed, such as its cgroup.
-const ID: &str = "ID";
+use crate::plan::Asked;
 
 pub const ENTRY: Entry = Entry {
     name: "plan",
@@ -41,19 +37,24 @@ fn run(_: &Global, matches: &ArgMatches) -> Result<Exit> {
         .get_one::<PathBuf>("bundle")
         .cloned()
         .unwrap_or_default();
-    let (loaded, plan) = engine::plan(
-        &bundle,
-        &Asked {
-            id: ID.into(),
-            ..Asked::default()
-        },
-    )?;
-    for ignored in &loaded.ignored {
-        log::warning(ignored);
+    let asked = Asked { id: id_for(&bundle), ..Asked::default() };
+    let (loaded, plan) = engine::plan(&bundle, &asked)?;
+    if matches.get_flag("json") {
+        return print_json(&plan).map(|()| Exit::Success);
     }
-    match matches.get_flag("json") {
-        true => print_json(&plan)?,
-        false => print(&plan::text(&plan))?,
+    print(&crate::plan::text(&plan))?;
+    for sentence in &loaded.ignored {
+        print(&format!("\nignored: {sentence}"))?;
     }
     Ok(Exit::Success)
+}
+
+/// The id that stands in the plan: the bundle's name, where it can be one.
+fn id_for(bundle: &Path) -> String {
+    let path = bundle.canonicalize().unwrap_or_else(|_| bundle.to_path_buf());
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    match crate::state::check_id(&name) {
+        Ok(()) => name,
+        Err(_) => "container".to_string(),
+    }
 }

@@ -36,8 +36,10 @@ pub struct Inherited {
     pub late: Option<OwnedFd>,
     /// Detached trees of mount sources, by the number of the step.
     pub opened: BTreeMap<usize, OwnedFd>,
-    /// cgroup.procs files to enter by writing to them, on cgroup v1.
+    /// The v1 cgroups to enter.
     pub entry: Option<cgroup::Entry>,
+    /// The parent has something to do before the first step: maps, a move to the cgroup.
+    pub wait: bool,
     /// The signal mask that the program gets.
     pub signals: SigSet,
 }
@@ -94,9 +96,9 @@ impl Child<'_> {
         let fail = |what: &'static str| move |errno| Error::os("begin in the child:", what, errno);
         process::parent_death_signal(libc::SIGKILL).map_err(fail("set the death signal"))?;
         if let Some(entry) = self.inherited.entry.take() {
-            entry.enter()?;
+            entry.enter().map_err(fail("enter the container's cgroups"))?;
         }
-        if self.plan.birth.child_waits {
+        if self.inherited.wait {
             self.inherited.sync.wait().map_err(fail("wait for the parent"))?;
         }
         let birth = &self.plan.birth;

@@ -90,6 +90,9 @@ pub struct Record {
     pub annotations: BTreeMap<String, String>,
     /// Effective user id of who made it.
     pub owner: u32,
+    /// Hooks that `start` runs.
+    #[serde(default)]
+    pub poststart: Vec<Hook>,
     /// Hooks that `delete` runs.
     #[serde(default)]
     pub poststop: Vec<Hook>,
@@ -123,6 +126,7 @@ impl Record {
             created: crate::time::now_nanos(),
             annotations: BTreeMap::new(),
             owner: nix::unistd::geteuid().as_raw(),
+            poststart: Vec::new(),
             poststop: Vec::new(),
             cgroup: None,
             phase: Phase::Creating,

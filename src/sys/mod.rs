@@ -15,3 +15,5 @@ use nix::errno::Errno;
 fn checked(result: libc::c_long) -> nix::Result<libc::c_long> {
     if result < 0 { Err(Errno::last()) } else { Ok(result) }
 }
+
+pub mod bpf;

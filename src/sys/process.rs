@@ -136,6 +136,35 @@ pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: RawFd) -> nix::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
+/// Reaps one child that has ended (waitpid(2)), without waiting: its pid, and its exit code or
+/// 128 + n for signal n, real-time signals included.
+///
+/// # Errors
+/// ECHILD when there are no children.
+pub fn wait_any() -> nix::Result<Option<(i32, i32)>> {
+    let mut status = 0;
+    // SAFETY: the kernel writes one int that lives here.
+    let pid =
+        super::checked(unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) }.into())?;
+    let code = if libc::WIFEXITED(status) {
+        libc::WEXITSTATUS(status)
+    } else {
+        128 + libc::WTERMSIG(status)
+    };
+    Ok((pid != 0).then_some((pid as i32, code)))
+}
+
+/// Waits for a blocked signal and takes it: its number (sigwaitinfo(2)).
+pub fn wait_signal() -> nix::Result<i32> {
+    // SAFETY: all zeroes is a valid signal set.
+    let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: fills a set that lives here.
+    unsafe { libc::sigfillset(&raw mut all) };
+    // SAFETY: reads the set; no siginfo is asked for.
+    super::checked(unsafe { libc::sigwaitinfo(&raw const all, std::ptr::null_mut()) }.into())
+        .map(|signal| signal as i32)
+}
+
 /// Gives SIGPIPE its default action back, which Rust's start-up code took away.
 pub fn default_sigpipe() {
     // SAFETY: SIG_DFL installs no handler.
