@@ -37,7 +37,10 @@ fn run(_: &Global, matches: &ArgMatches) -> Result<Exit> {
         .get_one::<PathBuf>("bundle")
         .cloned()
         .unwrap_or_default();
-    let asked = Asked { id: id_for(&bundle), ..Asked::default() };
+    let asked = Asked {
+        id: id_for(&bundle),
+        ..Asked::default()
+    };
     let (loaded, plan) = engine::plan(&bundle, &asked)?;
     if matches.get_flag("json") {
         return print_json(&plan).map(|()| Exit::Success);
@@ -51,8 +54,14 @@ fn run(_: &Global, matches: &ArgMatches) -> Result<Exit> {
 
 /// The id that stands in the plan: the bundle's name, where it can be one.
 fn id_for(bundle: &Path) -> String {
-    let path = bundle.canonicalize().unwrap_or_else(|_| bundle.to_path_buf());
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let path = bundle
+        .canonicalize()
+        .unwrap_or_else(|_| bundle.to_path_buf());
+    let name = path
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     match crate::state::check_id(&name) {
         Ok(()) => name,
         Err(_) => "container".to_string(),

@@ -23,7 +23,13 @@ pub fn mount(root: &Root, mount: &Mount, view: &MountView) -> Result<()> {
             Errno::ENODEV,
         )
         .remedy("the host has no cgroups mounted; leave the mount out")),
-        MountView::V2 { bind } => one(root, mount, mount.target.clone(), Some(("cgroup2", "")), bind),
+        MountView::V2 { bind } => one(
+            root,
+            mount,
+            mount.target.clone(),
+            Some(("cgroup2", "")),
+            bind,
+        ),
         MountView::V1 { entries, links } => {
             tree(root, mount, entries, links)?;
             finish(root, mount)
@@ -40,19 +46,29 @@ fn one(
     fresh: Option<(&str, &str)>,
     bind: &Path,
 ) -> Result<()> {
-    let mut made = Mount { target, ..mount.clone() };
+    let mut made = Mount {
+        target,
+        ..mount.clone()
+    };
     if let Some((fstype, data)) = fresh {
         made.what = MountKind::Fresh {
             fstype: fstype.to_string(),
             source: "cgroup".to_string(),
-            data: data.split(',').filter(|d| !d.is_empty()).map(parameter).collect(),
+            data: data
+                .split(',')
+                .filter(|d| !d.is_empty())
+                .map(parameter)
+                .collect(),
         };
         match mounts::mount(root, &made, None) {
             Err(error) if matches!(error.errno(), Some(Errno::EPERM | Errno::EBUSY)) => {}
             other => return other,
         }
     }
-    made.what = MountKind::Bind { source: bind.to_path_buf(), recursive: false };
+    made.what = MountKind::Bind {
+        source: bind.to_path_buf(),
+        recursive: false,
+    };
     mounts::mount(root, &made, None)
 }
 
@@ -100,7 +116,13 @@ fn finish(root: &Root, mount: &Mount) -> Result<()> {
     if mount.set & attr::RDONLY == 0 {
         return Ok(());
     }
-    let fail = |errno| Error::os(format!("{}: make read-only", mount.field), &mount.target, errno);
+    let fail = |errno| {
+        Error::os(
+            format!("{}: make read-only", mount.field),
+            &mount.target,
+            errno,
+        )
+    };
     let top = root.open(&mount.target).map_err(fail)?;
     mounts::make_readonly(&top).map_err(fail)
 }

@@ -88,7 +88,10 @@ impl Child<'_> {
                 self.otherwise(number, step, error)?;
             }
         }
-        Err(Error::new(Kind::System, "the plan ends without executing a program"))
+        Err(Error::new(
+            Kind::System,
+            "the plan ends without executing a program",
+        ))
     }
 
     /// What comes before the first step: nothing survives the parent, and the maps are there.
@@ -96,10 +99,15 @@ impl Child<'_> {
         let fail = |what: &'static str| move |errno| Error::os("begin in the child:", what, errno);
         process::parent_death_signal(libc::SIGKILL).map_err(fail("set the death signal"))?;
         if let Some(entry) = self.inherited.entry.take() {
-            entry.enter().map_err(fail("enter the container's cgroups"))?;
+            entry
+                .enter()
+                .map_err(fail("enter the container's cgroups"))?;
         }
         if self.inherited.wait {
-            self.inherited.sync.wait().map_err(fail("wait for the parent"))?;
+            self.inherited
+                .sync
+                .wait()
+                .map_err(fail("wait for the parent"))?;
         }
         let birth = &self.plan.birth;
         if birth.uid_map.is_empty() {
@@ -165,7 +173,9 @@ impl Child<'_> {
 
     fn root(&self) -> Result<&Root> {
         // The planner puts OpenRoot before every step that needs it.
-        self.root.as_ref().ok_or_else(|| Error::new(Kind::System, "the root is not open yet"))
+        self.root
+            .as_ref()
+            .ok_or_else(|| Error::new(Kind::System, "the root is not open yet"))
     }
 
     fn act(&mut self, number: usize, action: &Action) -> Result<()> {
@@ -202,7 +212,10 @@ impl Child<'_> {
     }
 
     fn wait(&self, what: &str) -> Result<()> {
-        self.inherited.sync.wait().map_err(|errno| Error::os("wait for", what, errno))
+        self.inherited
+            .sync
+            .wait()
+            .map_err(|errno| Error::os("wait for", what, errno))
     }
 
     /// Steps on mounts and files.
@@ -230,7 +243,9 @@ impl Child<'_> {
             Action::BindDevice(device) => devices::bind(self.root()?, device),
             Action::DevLinks { links } => {
                 let root = self.root()?;
-                links.iter().try_for_each(|(path, target)| devices::link(root, path, target))
+                links
+                    .iter()
+                    .try_for_each(|(path, target)| devices::link(root, path, target))
             }
             Action::PivotRoot => mounts::pivot(self.root()?, self.shared),
             Action::FinalPropagation { flags } => mounts::root_propagation(*flags),
@@ -262,14 +277,24 @@ impl Child<'_> {
                 Ok(())
             }
             Action::FindProgram => self.find_program(),
-            Action::Rlimit { name, resource, soft, hard } => {
-                process::prlimit(0, *resource, *soft, *hard).map_err(|errno| {
-                    Error::os("process.rlimits: set", format!("{name} to {soft}:{hard}"), errno)
-                })
-            }
-            Action::ClampedRlimit { name, resource, soft, hard } => {
-                clamp(name, *resource, *soft, *hard)
-            }
+            Action::Rlimit {
+                name,
+                resource,
+                soft,
+                hard,
+            } => process::prlimit(0, *resource, *soft, *hard).map_err(|errno| {
+                Error::os(
+                    "process.rlimits: set",
+                    format!("{name} to {soft}:{hard}"),
+                    errno,
+                )
+            }),
+            Action::ClampedRlimit {
+                name,
+                resource,
+                soft,
+                hard,
+            } => clamp(name, *resource, *soft, *hard),
             Action::NoNewPrivs => process::no_new_privs()
                 .map_err(|errno| Error::os("process.noNewPrivileges: set", "it", errno)),
             Action::Seccomp => self.seccomp(),
@@ -285,7 +310,10 @@ impl Child<'_> {
                 .map_err(|errno| Error::os("close", "inherited descriptors", errno)),
             Action::AwaitStart => self.await_start(),
             Action::Exec => self.exec(),
-            other => Err(Error::new(Kind::System, format!("no way to do the step {other:?}"))),
+            other => Err(Error::new(
+                Kind::System,
+                format!("no way to do the step {other:?}"),
+            )),
         }
     }
 
@@ -296,17 +324,26 @@ impl Child<'_> {
             oci_version: &plan.oci_version,
             id: &plan.id,
             status: if pivoted { "created" } else { "creating" },
-            pid: if pivoted { std::process::id() as i32 } else { proc::own_pid_outside()? },
+            pid: if pivoted {
+                std::process::id() as i32
+            } else {
+                proc::own_pid_outside()?
+            },
             bundle: &plan.bundle,
             annotations: &plan.annotations,
         };
-        let cwd = if pivoted { Path::new("/") } else { &plan.bundle };
+        let cwd = if pivoted {
+            Path::new("/")
+        } else {
+            &plan.bundle
+        };
         hooks::run_all(stage, hooks, &state, cwd)
     }
 
     fn find_program(&mut self) -> Result<()> {
         let has_home = self.env.iter().any(|pair| {
-            pair.strip_prefix("HOME=").is_some_and(|home| !home.is_empty())
+            pair.strip_prefix("HOME=")
+                .is_some_and(|home| !home.is_empty())
         });
         if !has_home {
             let home = identity::home(self.root()?, self.plan.uid());
@@ -339,7 +376,9 @@ impl Child<'_> {
     }
 
     fn seccomp(&mut self) -> Result<()> {
-        let Some(program) = &self.plan.seccomp else { return Ok(()) };
+        let Some(program) = &self.plan.seccomp else {
+            return Ok(());
+        };
         let listener = super::filter::load(program)?;
         if let Some(listener) = listener {
             use std::os::fd::AsRawFd;
@@ -373,12 +412,16 @@ impl Child<'_> {
     fn exec(&mut self) -> Result<()> {
         let fail = |what: &str, errno| Error::os("exec", what, errno);
         let strings = |list: &[String]| {
-            list.iter().map(|s| CString::new(s.as_str())).collect::<std::result::Result<Vec<_>, _>>()
+            list.iter()
+                .map(|s| CString::new(s.as_str()))
+                .collect::<std::result::Result<Vec<_>, _>>()
         };
         let process = &self.plan.process;
-        let (Ok(args), Ok(env), Ok(path)) =
-            (strings(&process.args), strings(&self.env), CString::new(self.program.as_str()))
-        else {
+        let (Ok(args), Ok(env), Ok(path)) = (
+            strings(&process.args),
+            strings(&self.env),
+            CString::new(self.program.as_str()),
+        ) else {
             return Err(fail(&self.program, Errno::EINVAL));
         };
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.inherited.signals), None)
@@ -408,23 +451,33 @@ fn surroundings(action: &Action) -> Result<()> {
         Action::TimeNamespace { offsets } => {
             process::unshare(crate::sys::clone::CLONE_NEWTIME)
                 .map_err(|errno| Error::os("make", "the time namespace", errno))?;
-            offsets.iter().try_for_each(|line| proc::write("self/timens_offsets", line))
+            offsets
+                .iter()
+                .try_for_each(|line| proc::write("self/timens_offsets", line))
         }
         Action::LoopbackUp => {
             net::loopback_up().map_err(|errno| Error::os("bring up", "the interface lo", errno))
         }
         Action::OomScoreAdj { value } => proc::write("self/oom_score_adj", &value.to_string())
             .map_err(|error| error.context("process.oomScoreAdj")),
-        Action::Hostname { name } => nix::unistd::sethostname(name)
-            .map_err(|errno| Error::os("hostname: set", name, errno)),
-        Action::Domainname { name } => process::set_domainname(name)
-            .map_err(|errno| Error::os("domainname: set", name, errno)),
+        Action::Hostname { name } => {
+            nix::unistd::sethostname(name).map_err(|errno| Error::os("hostname: set", name, errno))
+        }
+        Action::Domainname { name } => {
+            process::set_domainname(name).map_err(|errno| Error::os("domainname: set", name, errno))
+        }
         Action::Sysctl { key, value } => match crate::spec::names::sysctl_file(key) {
             Some(file) => proc::write(&format!("sys/{}", file.display()), value)
                 .map_err(|error| error.context(&format!("linux.sysctl[{key:?}]"))),
-            None => Err(Error::spec(format!("linux.sysctl[{key:?}]"), "it names no parameter")),
+            None => Err(Error::spec(
+                format!("linux.sysctl[{key:?}]"),
+                "it names no parameter",
+            )),
         },
-        other => Err(Error::new(Kind::System, format!("no way to do the step {other:?}"))),
+        other => Err(Error::new(
+            Kind::System,
+            format!("no way to do the step {other:?}"),
+        )),
     }
 }
 

@@ -39,9 +39,18 @@ pub fn make(root: &Root, device: &Device) -> Result<()> {
         Err(errno) => return Err(fail(errno)),
     }
     if (device.uid, device.gid) != (0, 0) {
-        let owner = (Some(Uid::from_raw(device.uid)), Some(Gid::from_raw(device.gid)));
-        fchownat(&dir, name.as_str(), owner.0, owner.1, AtFlags::AT_SYMLINK_NOFOLLOW)
-            .map_err(fail)?;
+        let owner = (
+            Some(Uid::from_raw(device.uid)),
+            Some(Gid::from_raw(device.gid)),
+        );
+        fchownat(
+            &dir,
+            name.as_str(),
+            owner.0,
+            owner.1,
+            AtFlags::AT_SYMLINK_NOFOLLOW,
+        )
+        .map_err(fail)?;
         // A change of owner takes set-id bits away, and the umask is 0 here, so only this is left.
         if device.mode & 0o7000 != 0 {
             nix::sys::stat::fchmodat(&dir, name.as_str(), mode, FchmodatFlags::FollowSymlink)

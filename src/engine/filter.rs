@@ -19,7 +19,7 @@ use crate::seccomp::Program;
 /// # Errors
 /// A sentence with the errno; EINVAL when the kernel lacks a flag or action of the filter.
 pub fn load(program: &Program) -> Result<Option<OwnedFd>> {
-    crate::seccomp::load(program)
+    crate::sys::seccomp::load(&program.instructions, program.flags)
         .map_err(|errno| Error::os("linux.seccomp: load", "the filter", errno))
 }
 
@@ -60,15 +60,29 @@ pub fn hand_over(
         state,
     };
     let body = serde_json::to_vec(&message).map_err(|_| fail(Errno::EINVAL))?;
-    let agent = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
-        .map_err(fail)?;
+    let agent = socket(
+        AddressFamily::Unix,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .map_err(fail)?;
     let address = UnixAddr::new(path).map_err(fail)?;
     connect(agent.as_raw_fd(), &address).map_err(fail)?;
     let fds = [listener];
     let rights = [ControlMessage::ScmRights(&fds)];
     let part = [IoSlice::new(&body)];
-    let sent =
-        sendmsg::<()>(agent.as_raw_fd(), &part, &rights, MsgFlags::MSG_NOSIGNAL, None)
-            .map_err(fail)?;
-    if sent == body.len() { Ok(()) } else { Err(fail(Errno::EMSGSIZE)) }
+    let sent = sendmsg::<()>(
+        agent.as_raw_fd(),
+        &part,
+        &rights,
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )
+    .map_err(fail)?;
+    if sent == body.len() {
+        Ok(())
+    } else {
+        Err(fail(Errno::EMSGSIZE))
+    }
 }

@@ -20,8 +20,12 @@ impl Signals {
     /// Those of sigprocmask(2).
     pub fn take() -> Result<Self> {
         let mut before = SigSet::empty();
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))
-            .map_err(|errno| Error::os("block", "signals", errno))?;
+        sigprocmask(
+            SigmaskHow::SIG_SETMASK,
+            Some(&SigSet::all()),
+            Some(&mut before),
+        )
+        .map_err(|errno| Error::os("block", "signals", errno))?;
         Ok(Self { before })
     }
 

@@ -54,12 +54,19 @@ pub fn run_all(stage: &str, hooks: &[Hook], state: &HookState<'_>, cwd: &Path) -
     if hooks.is_empty() {
         return Ok(());
     }
-    let input = serde_json::to_vec(state)
-        .map_err(|e| Error::new(Kind::Hook, format!("write the state for {stage} hooks: {e}")))?;
+    let input = serde_json::to_vec(state).map_err(|e| {
+        Error::new(
+            Kind::Hook,
+            format!("write the state for {stage} hooks: {e}"),
+        )
+    })?;
     for (number, hook) in hooks.iter().enumerate() {
         run_one(hook, &input, cwd).map_err(|cause| {
             let path = hook.path().display();
-            Error::new(Kind::Hook, format!("run {stage} hook #{number} ({path}): {cause}"))
+            Error::new(
+                Kind::Hook,
+                format!("run {stage} hook #{number} ({path}): {cause}"),
+            )
         })?;
     }
     Ok(())
@@ -68,33 +75,54 @@ pub fn run_all(stage: &str, hooks: &[Hook], state: &HookState<'_>, cwd: &Path) -
 fn run_one(hook: &Hook, input: &[u8], cwd: &Path) -> std::result::Result<(), String> {
     let (output, writer) =
         std::io::pipe().map_err(|e| format!("make a pipe for its output: {e}"))?;
-    let writer_again = writer.try_clone().map_err(|e| format!("share the pipe: {e}"))?;
+    let writer_again = writer
+        .try_clone()
+        .map_err(|e| format!("share the pipe: {e}"))?;
     let mut command = Command::new(hook.path());
-    command.env_clear().current_dir(cwd).stdout(writer).stderr(writer_again);
+    command
+        .env_clear()
+        .current_dir(cwd)
+        .stdout(writer)
+        .stderr(writer_again);
     // A group of its own: what a hook started dies with it when its time is up.
     command.process_group(0);
     if let Some((name, args)) = hook.args().as_deref().and_then(|args| args.split_first()) {
         command.arg0(name).args(args);
     }
-    for (name, value) in hook.env().iter().flatten().filter_map(|pair| pair.split_once('=')) {
+    for (name, value) in hook
+        .env()
+        .iter()
+        .flatten()
+        .filter_map(|pair| pair.split_once('='))
+    {
         command.env(name, value);
     }
     let stdin = stdin_of(input).map_err(|e| format!("hand over the state: {e}"))?;
     command.stdin(stdin);
     let mut child = command.spawn().map_err(|e| match e.raw_os_error() {
-        Some(code) => format!("execute it: {}", crate::error::errno_words(Errno::from_raw(code))),
+        Some(code) => format!(
+            "execute it: {}",
+            crate::error::errno_words(Errno::from_raw(code))
+        ),
         None => format!("execute it: {e}"),
     })?;
     // The copies of the pipe's writing end go, so that its end can be seen.
     drop(command);
-    let limit = hook.timeout().and_then(|s| u64::try_from(s).ok()).map(Duration::from_secs);
+    let limit = hook
+        .timeout()
+        .and_then(|s| u64::try_from(s).ok())
+        .map(Duration::from_secs);
     let (status, printed) = wait(&mut child, output.into(), limit)?;
     if status.success() {
         return Ok(());
     }
     let printed = String::from_utf8_lossy(&printed);
     let printed = printed.trim();
-    Err(if printed.is_empty() { status.to_string() } else { format!("{status}: {printed}") })
+    Err(if printed.is_empty() {
+        status.to_string()
+    } else {
+        format!("{status}: {printed}")
+    })
 }
 
 /// The state as a readable descriptor: a pipe when it fits into one, else a file in memory, so that
@@ -134,7 +162,9 @@ fn wait(
                     let _ = child.kill();
                     let _ = child.wait();
                     let limit = limit.as_secs();
-                    return Err(format!("killed: it ran longer than its timeout of {limit} s"));
+                    return Err(format!(
+                        "killed: it ran longer than its timeout of {limit} s"
+                    ));
                 }
             },
         };
@@ -225,13 +255,21 @@ mod tests {
     fn timeout_kills_the_whole_group() {
         let begin = Instant::now();
         let error = run("sleep 60 & sleep 60", Some(1), "").unwrap_err();
-        assert!(error.to_string().contains("longer than its timeout of 1 s"), "{error}");
+        assert!(
+            error.to_string().contains("longer than its timeout of 1 s"),
+            "{error}"
+        );
         assert!(begin.elapsed() < Duration::from_secs(20));
     }
 
     #[test]
     fn large_input_and_output_do_not_block() {
-        run("head -c 3000000 /dev/zero | tr '\\0' x", Some(20), &"a".repeat(300_000)).unwrap();
+        run(
+            "head -c 3000000 /dev/zero | tr '\\0' x",
+            Some(20),
+            &"a".repeat(300_000),
+        )
+        .unwrap();
         run("sleep 30 & exit 0", Some(10), "").unwrap();
     }
 }

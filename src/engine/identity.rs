@@ -31,7 +31,11 @@ pub fn assume(identity: &Identity) -> Result<u64> {
                 // Without CAP_SETPCAP the set stays as it is; that matters only if it holds the cap.
                 Err(Errno::EPERM) if !process::bounding_has(cap).unwrap_or(true) => {}
                 other => other.map_err(|errno| {
-                    Error::os("process.capabilities.bounding: drop", cap.to_string(), errno)
+                    Error::os(
+                        "process.capabilities.bounding: drop",
+                        cap.to_string(),
+                        errno,
+                    )
                 })?,
             }
         }
@@ -39,7 +43,11 @@ pub fn assume(identity: &Identity) -> Result<u64> {
     process::keep_caps(true).map_err(fail("keepcaps"))?;
     if let Some(groups) = &identity.groups {
         process::set_groups(groups).map_err(|errno| {
-            Error::os("process.user.additionalGids: set", format!("{groups:?}"), errno)
+            Error::os(
+                "process.user.additionalGids: set",
+                format!("{groups:?}"),
+                errno,
+            )
         })?;
     }
     let ids = format!("{}:{}", identity.uid, identity.gid);
@@ -51,8 +59,12 @@ pub fn assume(identity: &Identity) -> Result<u64> {
         }
     })?;
     process::keep_caps(false).map_err(fail("keepcaps"))?;
-    process::set_caps(caps.effective & have, caps.permitted & have, caps.inheritable & have)
-        .map_err(|errno| Error::os("process.capabilities: set", "the sets", errno))?;
+    process::set_caps(
+        caps.effective & have,
+        caps.permitted & have,
+        caps.inheritable & have,
+    )
+    .map_err(|errno| Error::os("process.capabilities: set", "the sets", errno))?;
     raise_ambient(caps.ambient & caps.permitted & caps.inheritable & have)?;
     let wanted = caps.effective | caps.permitted | caps.inheritable;
     Ok(wanted & !have)
@@ -62,13 +74,16 @@ fn raise_ambient(ambient: u64) -> Result<()> {
     match process::ambient_clear() {
         // Before Linux 4.3 there is no ambient set.
         Err(Errno::EINVAL) if ambient == 0 => return Ok(()),
-        other => other.map_err(|errno| {
-            Error::os("process.capabilities.ambient: clear", "the set", errno)
-        })?,
+        other => other
+            .map_err(|errno| Error::os("process.capabilities.ambient: clear", "the set", errno))?,
     }
     for cap in (0..64).filter(|cap| ambient >> cap & 1 == 1) {
         process::ambient_raise(cap).map_err(|errno| {
-            Error::os("process.capabilities.ambient: raise", cap.to_string(), errno)
+            Error::os(
+                "process.capabilities.ambient: raise",
+                cap.to_string(),
+                errno,
+            )
         })?;
     }
     Ok(())
@@ -76,7 +91,9 @@ fn raise_ambient(ambient: u64) -> Result<()> {
 
 /// The home directory of `uid` by the container's /etc/passwd, `/` where it names none.
 pub fn home(root: &Root, uid: u32) -> String {
-    let passwd = root.read_small("/etc/passwd", PASSWD_LIMIT).unwrap_or_default();
+    let passwd = root
+        .read_small("/etc/passwd", PASSWD_LIMIT)
+        .unwrap_or_default();
     home_in(&String::from_utf8_lossy(&passwd), uid).unwrap_or_else(|| "/".to_string())
 }
 
@@ -110,7 +127,11 @@ pub fn find_program(name: &str, env: &[String], cwd: &str) -> Result<String> {
     }
     let path = env.iter().rev().find_map(|pair| pair.strip_prefix("PATH="));
     let mut denied = false;
-    for dir in path.unwrap_or_default().split(':').filter(|_| !name.is_empty()) {
+    for dir in path
+        .unwrap_or_default()
+        .split(':')
+        .filter(|_| !name.is_empty())
+    {
         // An empty part is the working directory, as in a shell.
         let found = below(&below(cwd, dir), name);
         match executable(&found) {
@@ -119,7 +140,11 @@ pub fn find_program(name: &str, env: &[String], cwd: &str) -> Result<String> {
             Err(_) => {}
         }
     }
-    let remedy = if denied { "a file of that name is there, but not executable" } else { "" };
+    let remedy = if denied {
+        "a file of that name is there, but not executable"
+    } else {
+        ""
+    };
     Err(told("executable file not found in $PATH").remedy(remedy))
 }
 
@@ -164,7 +189,8 @@ mod tests {
 
     #[test]
     fn home_from_passwd() {
-        let passwd = "# comment\nbroken:x:7\nroot:x:0:0::/root:/bin/sh\nu:x:7:7::/home/u:\ne:x:8:8:::\n";
+        let passwd =
+            "# comment\nbroken:x:7\nroot:x:0:0::/root:/bin/sh\nu:x:7:7::/home/u:\ne:x:8:8:::\n";
         assert_eq!(home_in(passwd, 0).as_deref(), Some("/root"));
         assert_eq!(home_in(passwd, 7).as_deref(), Some("/home/u"));
         assert_eq!(home_in(passwd, 8), None);
@@ -178,9 +204,18 @@ mod tests {
         assert!(found == "/bin/sh" || found == "/usr/bin/sh", "{found}");
         assert_eq!(find_program("./sh", &[], "/bin").unwrap(), "/bin/./sh");
         let sentence = |name| find_program(name, &env, "/").unwrap_err().to_string();
-        assert_eq!(sentence("nonesuch"), "exec: \"nonesuch\": executable file not found in $PATH");
-        assert_eq!(sentence("/nonesuch"), "exec: \"/nonesuch\": no such file or directory");
-        assert_eq!(sentence("/etc/passwd"), "exec: \"/etc/passwd\": permission denied");
+        assert_eq!(
+            sentence("nonesuch"),
+            "exec: \"nonesuch\": executable file not found in $PATH"
+        );
+        assert_eq!(
+            sentence("/nonesuch"),
+            "exec: \"/nonesuch\": no such file or directory"
+        );
+        assert_eq!(
+            sentence("/etc/passwd"),
+            "exec: \"/etc/passwd\": permission denied"
+        );
         assert!(sentence("/etc").ends_with("permission denied"));
         assert!(find_program("", &env, "/").is_err());
     }

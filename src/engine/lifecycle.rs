@@ -31,8 +31,11 @@ fn wrong_state(sentence: String) -> Error {
 /// The record of a container that was made; one that was not has nothing to work on.
 fn record(dir: &Dir) -> Result<Record> {
     dir.record()?.ok_or_else(|| {
-        wrong_state(format!("container {:?} was never made completely", dir.id()))
-            .remedy("isorun delete --force removes what there is")
+        wrong_state(format!(
+            "container {:?} was never made completely",
+            dir.id()
+        ))
+        .remedy("isorun delete --force removes what there is")
     })
 }
 
@@ -48,13 +51,19 @@ pub fn start(store: &Store, id: &str) -> Result<()> {
     match record.status(dir.path()) {
         Status::Created => {}
         Status::Running | Status::Paused => {
-            return Err(wrong_state("cannot start an already running container".into()));
+            return Err(wrong_state(
+                "cannot start an already running container".into(),
+            ));
         }
         Status::Stopped => {
-            return Err(wrong_state("cannot start a container that has stopped".into()));
+            return Err(wrong_state(
+                "cannot start a container that has stopped".into(),
+            ));
         }
         Status::Creating => {
-            return Err(wrong_state("cannot start a container that is being created".into()));
+            return Err(wrong_state(
+                "cannot start a container that is being created".into(),
+            ));
         }
     }
     open_gate(&dir)?;
@@ -74,12 +83,18 @@ fn open_gate(dir: &Dir) -> Result<()> {
     // The reading end first: what the child says from now on is not lost. Once the child has executed
     // its program (or ended) nobody holds the fifo for writing, which poll tells.
     let late = late_path(dir);
-    let late = open(&late, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty())
-        .map_err(fail)?;
+    let late = open(
+        &late,
+        OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(fail)?;
     let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let fifo = match open(&path, flags, Mode::empty()) {
         Err(Errno::ENXIO) => {
-            return Err(wrong_state("cannot start a container that has stopped".into()));
+            return Err(wrong_state(
+                "cannot start a container that has stopped".into(),
+            ));
         }
         other => other.map_err(fail)?,
     };
@@ -108,7 +123,10 @@ fn open_gate(dir: &Dir) -> Result<()> {
         return Ok(());
     }
     Err(serde_json::from_slice::<Error>(&told).unwrap_or_else(|_| {
-        Error::new(Kind::System, "start: the container's process failed and could not say why")
+        Error::new(
+            Kind::System,
+            "start: the container's process failed and could not say why",
+        )
     }))
 }
 
@@ -148,7 +166,11 @@ pub fn kill(store: &Store, id: &str, signal: i32, all: bool) -> Result<()> {
 fn signal_checked(pid: i32, start: u64, signal: i32) -> Result<()> {
     let fail = |errno| match errno {
         Errno::ESRCH => wrong_state("container not running".into()),
-        errno => Error::os(format!("send signal {signal} to"), format!("process {pid}"), errno),
+        errno => Error::os(
+            format!("send signal {signal} to"),
+            format!("process {pid}"),
+            errno,
+        ),
     };
     match process::pidfd_open(pid) {
         Ok(pidfd) => {
@@ -185,7 +207,10 @@ fn signal_all(placed: &Placed, signal: i32) -> Result<()> {
 }
 
 fn placed(record: &Record) -> Option<Placed> {
-    record.cgroup.clone().and_then(|value| serde_json::from_value(value).ok())
+    record
+        .cgroup
+        .clone()
+        .and_then(|value| serde_json::from_value(value).ok())
 }
 
 /// Kills what is left in a cgroup and removes it.
@@ -205,8 +230,10 @@ pub fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
         Ok(Some(record)) => record,
         Ok(None) | Err(_) if force => return dir.remove(),
         Ok(None) => {
-            return Err(wrong_state(format!("container {id:?} was never made completely"))
-                .remedy("isorun delete --force removes what there is"));
+            return Err(
+                wrong_state(format!("container {id:?} was never made completely"))
+                    .remedy("isorun delete --force removes what there is"),
+            );
         }
         Err(error) => return Err(error),
     };

@@ -37,8 +37,6 @@ pub struct Made {
     /// The first process.
     pub pid: Pid,
     plan: Plan,
-    /// Keeps the container locked until it is dropped.
-    dir: Dir,
 }
 
 impl Made {
@@ -58,7 +56,10 @@ impl Made {
 pub fn make(request: &Request, mode: Mode) -> Result<Made> {
     super::check_privilege()?;
     if !single_threaded() {
-        return Err(Error::new(Kind::System, "a process with several threads cannot make containers"));
+        return Err(Error::new(
+            Kind::System,
+            "a process with several threads cannot make containers",
+        ));
     }
     let asked = Asked {
         id: request.id.clone(),
@@ -69,9 +70,16 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
     let (loaded, plan) = super::plan(&request.bundle, &asked)?;
     tell_ignored(&loaded, &plan);
     let dir = request.store.create(&request.id)?;
-    let mut making = Making { plan: &plan, cgroup: None, child: None, hooks_ran: false, channel: None, waits: false };
+    let mut making = Making {
+        plan: &plan,
+        cgroup: None,
+        child: None,
+        hooks_ran: false,
+        channel: None,
+        waits: false,
+    };
     match making.all(request, &dir, mode) {
-        Ok(pid) => Ok(Made { pid, plan, dir }),
+        Ok(pid) => Ok(Made { pid, plan }),
         Err(error) => {
             making.undo();
             if let Err(second) = dir.remove() {
@@ -153,11 +161,7 @@ impl Making<'_> {
 
     /// Clones the child: into the v2 side of its cgroup where the kernel does that (it enters the v1
     /// side by itself), else beside it, to be moved there before it goes on.
-    fn birth(
-        &mut self,
-        cgroup: &Cgroup,
-        mut inherited: Inherited,
-    ) -> Result<(Pid, OwnedFd)> {
+    fn birth(&mut self, cgroup: &Cgroup, mut inherited: Inherited) -> Result<(Pid, OwnedFd)> {
         let flags = self.plan.birth.clone_flags;
         let mut born = clone3(flags, cgroup.v2_fd());
         let into = cgroup.v2_fd().is_some();
@@ -214,14 +218,15 @@ impl Making<'_> {
             let _ = process::prlimit(pid.as_raw(), resource, hard, hard);
         }
         if let Some(value) = birth.oom_score_adj {
-            super::proc::write(&format!("{pid}/oom_score_adj"), &value.to_string())
-                .or_else(|error| match error.errno() {
+            super::proc::write(&format!("{pid}/oom_score_adj"), &value.to_string()).or_else(
+                |error| match error.errno() {
                     Some(Errno::EACCES | Errno::EPERM) => {
                         log::warning(&format!("degraded: {error}; it stays what it is"));
                         Ok(())
                     }
                     _ => Err(error),
-                })?;
+                },
+            )?;
         }
         if self.waits { self.go() } else { Ok(()) }
     }
@@ -261,7 +266,9 @@ impl Making<'_> {
     }
 
     fn pid(&self) -> Pid {
-        self.child.as_ref().map_or(Pid::from_raw(0), |(pid, _)| *pid)
+        self.child
+            .as_ref()
+            .map_or(Pid::from_raw(0), |(pid, _)| *pid)
     }
 
     fn host_hooks(&mut self) -> Result<()> {
@@ -271,8 +278,12 @@ impl Making<'_> {
     }
 
     fn listener(&self, number: i32) -> Result<()> {
-        let Some((pid, pidfd)) = &self.child else { return Ok(()) };
-        let Some(program) = &self.plan.seccomp else { return Ok(()) };
+        let Some((pid, pidfd)) = &self.child else {
+            return Ok(());
+        };
+        let Some(program) = &self.plan.seccomp else {
+            return Ok(());
+        };
         let listener = process::pidfd_getfd(pidfd.as_fd(), number)
             .map_err(|errno| Error::os("take", "the seccomp listener of the child", errno))?;
         let Some(path) = &program.listener_path else {
@@ -325,7 +336,10 @@ fn to_json(placed: &Placed) -> Result<serde_json::Value> {
 fn refuses_cgroup(errno: Errno) -> bool {
     // EOPNOTSUPP and EBUSY: the cgroup cannot hold processes in the way it is set up; joining it says
     // more. E2BIG and EINVAL: Linux before 5.7.
-    matches!(errno, Errno::E2BIG | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EBUSY | Errno::EACCES)
+    matches!(
+        errno,
+        Errno::E2BIG | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EBUSY | Errno::EACCES
+    )
 }
 
 fn birth_remedy(errno: Errno) -> &'static str {
@@ -339,26 +353,42 @@ fn birth_remedy(errno: Errno) -> &'static str {
 }
 
 fn map_text(map: &[IdMap]) -> String {
-    let lines = map.iter().map(|m| format!("{} {} {}\n", m.inside, m.outside, m.count));
+    let lines = map
+        .iter()
+        .map(|m| format!("{} {} {}\n", m.inside, m.outside, m.count));
     lines.collect()
 }
 
 /// Opens what the child gets, and makes the channel: (parent's end, the child's things).
 fn inherit(plan: &Plan, dir: &Dir, mode: &Mode, cgroup: &Cgroup) -> Result<(End, Inherited)> {
-    let (parent, sync) =
-        sync::pair().map_err(|errno| Error::os("make", "a socket pair", errno))?;
+    let (parent, sync) = sync::pair().map_err(|errno| Error::os("make", "a socket pair", errno))?;
     let (fifo, late, signals) = match mode {
         Mode::Run(signals) => (None, None, *signals),
         Mode::Create => {
             let fifo = make_fifo(&dir.fifo_path())?;
             let late = make_fifo(&lifecycle::late_path(dir))?;
-            (Some(fifo), Some(late), SigSet::thread_get_mask().unwrap_or(SigSet::empty()))
+            (
+                Some(fifo),
+                Some(late),
+                SigSet::thread_get_mask().unwrap_or(SigSet::empty()),
+            )
         }
     };
     let entry = Some(cgroup.entry()?);
     let wait = plan.birth.child_waits;
     let opened = opened(plan)?;
-    Ok((parent, Inherited { sync, fifo, late, opened, entry, wait, signals }))
+    Ok((
+        parent,
+        Inherited {
+            sync,
+            fifo,
+            late,
+            opened,
+            entry,
+            wait,
+            signals,
+        },
+    ))
 }
 
 fn make_fifo(path: &Path) -> Result<OwnedFd> {
@@ -415,17 +445,29 @@ fn hook_state<'a>(plan: &'a Plan, status: &'a str, pid: Pid) -> HookState<'a> {
 }
 
 fn run_hooks(plan: &Plan, stage: &str, status: &str, pid: Pid) -> Result<()> {
-    let pid = if status == "stopped" { Pid::from_raw(0) } else { pid };
-    hooks::run_all(stage, plan.hooks(stage), &hook_state(plan, status, pid), &plan.bundle)
+    let pid = if status == "stopped" {
+        Pid::from_raw(0)
+    } else {
+        pid
+    };
+    hooks::run_all(
+        stage,
+        plan.hooks(stage),
+        &hook_state(plan, status, pid),
+        &plan.bundle,
+    )
 }
 
 /// Writes the pid as text, by a rename: a reader sees all of it or nothing.
 fn write_pid_file(path: &Path, pid: Pid) -> Result<()> {
-    let fail = |error: &std::io::Error| {
-        Error::io("write the pid file", path.display().to_string(), error)
-    };
+    let fail =
+        |error: &std::io::Error| Error::io("write the pid file", path.display().to_string(), error);
     let name = path.file_name().ok_or_else(|| {
-        Error::os("write the pid file", path.display().to_string(), Errno::EISDIR)
+        Error::os(
+            "write the pid file",
+            path.display().to_string(),
+            Errno::EISDIR,
+        )
     })?;
     let temporary = path.with_file_name(format!(".{}", name.to_string_lossy()));
     std::fs::write(&temporary, pid.to_string())

@@ -60,7 +60,7 @@ pub struct Request {
 /// Those of [`crate::spec::load`] and [`crate::plan::build`].
 pub fn plan(bundle: &std::path::Path, asked: &Asked) -> Result<(Loaded, Plan)> {
     let loaded = crate::spec::load(bundle)?;
-    let host = Host::detect()?;
+    let host = Host::detect(loaded.spec.linux().as_ref())?;
     let plan = crate::plan::build(&loaded, &host, asked)?;
     Ok((loaded, plan))
 }
@@ -94,7 +94,6 @@ pub fn run(request: &Request) -> Result<i32> {
         return Ok(0);
     }
     let status = signals.wait_for(made.pid)?;
-    drop(made);
     if !request.keep {
         lifecycle::delete(&request.store, &request.id, true)?;
     }
@@ -106,6 +105,9 @@ fn check_privilege() -> Result<()> {
     if nix::unistd::geteuid().is_root() {
         return Ok(());
     }
-    Err(Error::new(Kind::System, "this version of isorun makes containers as root only")
-        .remedy("run it as root"))
+    Err(Error::new(
+        Kind::System,
+        "this version of isorun makes containers as root only",
+    )
+    .remedy("run it as root"))
 }

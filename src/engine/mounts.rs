@@ -30,7 +30,11 @@ const MS_REC: u64 = libc::MS_REC;
 /// A sentence with the entry's field, source, target and errno.
 pub fn mount(root: &Root, mount: &Mount, opened: Option<OwnedFd>) -> Result<()> {
     match &mount.what {
-        MountKind::Fresh { fstype, source, data } => fresh(root, mount, fstype, source, data),
+        MountKind::Fresh {
+            fstype,
+            source,
+            data,
+        } => fresh(root, mount, fstype, source, data),
         MountKind::Bind { source, recursive } => bind(root, mount, source, *recursive, opened),
     }
 }
@@ -46,9 +50,9 @@ fn fresh_target(root: &Root, mount: &Mount, fstype: &str) -> Result<OwnedFd> {
     if matches!(fstype, "proc" | "sysfs") {
         let strict = || root.open_with(&mount.target, libc::O_PATH, resolve::NO_SYMLINKS);
         return match strict() {
-            Err(Errno::ENOENT) => {
-                root.open_or_make(&mount.target, Make::Directory).and_then(|_| strict())
-            }
+            Err(Errno::ENOENT) => root
+                .open_or_make(&mount.target, Make::Directory)
+                .and_then(|_| strict()),
             other => other,
         }
         .map_err(|errno| {
@@ -162,7 +166,10 @@ fn old_flags(set: u64) -> MsFlags {
         (attr::NODIRATIME, MsFlags::MS_NODIRATIME),
         (attr::NOSYMFOLLOW, MsFlags::from_bits_retain(256)),
     ];
-    TABLE.iter().filter(|(bit, _)| set & bit != 0).fold(MsFlags::empty(), |all, (_, f)| all | *f)
+    TABLE
+        .iter()
+        .filter(|(bit, _)| set & bit != 0)
+        .fold(MsFlags::empty(), |all, (_, f)| all | *f)
 }
 
 fn fd_path(fd: BorrowedFd<'_>) -> String {
@@ -204,11 +211,14 @@ fn bind(
 
 /// The target of a bind mount, made as a directory or file like the source where it is missing.
 fn bind_target(root: &Root, mount: &Mount, source: BorrowedFd<'_>) -> Result<OwnedFd> {
-    let is_dir = |fd: BorrowedFd<'_>| {
-        fstat(fd).map(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR)
-    };
+    let is_dir =
+        |fd: BorrowedFd<'_>| fstat(fd).map(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR);
     let directory = is_dir(source).map_err(|errno| failed(mount, "look at the source", errno))?;
-    let make = if directory { Make::Directory } else { Make::File };
+    let make = if directory {
+        Make::Directory
+    } else {
+        Make::File
+    };
     root.open_or_make(&mount.target, make)
         .map_err(|errno| failed(mount, "make the mount point", errno))
 }
@@ -240,13 +250,17 @@ fn old_bind(root: &Root, mount: &Mount, source: &Path, recursive: bool) -> Resul
     flags.set(MsFlags::MS_REC, recursive);
     let none: Option<&str> = None;
     let (from_path, to_path) = (fd_path(from.as_fd()), fd_path(target.as_fd()));
-    nix::mount::mount(Some(from_path.as_str()), to_path.as_str(), none, flags, none)
-        .map_err(fail)?;
+    nix::mount::mount(
+        Some(from_path.as_str()),
+        to_path.as_str(),
+        none,
+        flags,
+        none,
+    )
+    .map_err(fail)?;
     let made = root.open(&mount.target).map_err(fail)?;
     match set_attributes(made.as_fd(), mount) {
-        Err(Errno::ENOSYS | Errno::EPERM)
-            if mount.recursive_set | mount.recursive_clear == 0 =>
-        {
+        Err(Errno::ENOSYS | Errno::EPERM) if mount.recursive_set | mount.recursive_clear == 0 => {
             // A remount sets all flags anew, so those that the source has are repeated.
             let stat = nix::sys::statvfs::fstatvfs(&made).map_err(fail)?;
             let kept = MsFlags::from_bits_truncate(stat.flags().bits() & 0xf);
@@ -377,15 +391,18 @@ impl Masks {
             | nix::fcntl::OFlag::O_NOFOLLOW
             | nix::fcntl::OFlag::O_CLOEXEC;
         let fail = |errno| Error::os("open", "/dev/null", errno);
-        let null = nix::fcntl::open("/dev/null", flags, nix::sys::stat::Mode::empty())
-            .map_err(fail)?;
+        let null =
+            nix::fcntl::open("/dev/null", flags, nix::sys::stat::Mode::empty()).map_err(fail)?;
         let stat = fstat(&null).map_err(fail)?;
         let device = stat.st_mode & libc::S_IFMT == libc::S_IFCHR
             && stat.st_rdev == nix::sys::stat::makedev(1, 3);
         if !device {
             return Err(fail(Errno::ENODEV).remedy("maskedPaths need the null device there"));
         }
-        Ok(Self { null: Some(null), empty: None })
+        Ok(Self {
+            null: Some(null),
+            empty: None,
+        })
     }
 
     /// Hides `path`; a path that is not there needs no hiding.
@@ -402,15 +419,23 @@ impl Masks {
         if stat.st_mode & libc::S_IFMT == libc::S_IFDIR {
             return self.hide_directory(&target).map_err(fail);
         }
-        let Some(null) = &self.null else { return Err(fail(Errno::ENODEV)) };
+        let Some(null) = &self.null else {
+            return Err(fail(Errno::ENODEV));
+        };
         let copy = open_tree_clone(null.as_fd(), c"", false);
         match copy.and_then(|copy| move_mount(copy.as_fd(), target.as_fd())) {
             Err(Errno::ENOSYS | Errno::EPERM | Errno::EINVAL) => {
                 let none: Option<&str> = None;
                 let from = fd_path(null.as_fd());
                 let to = fd_path(target.as_fd());
-                nix::mount::mount(Some(from.as_str()), to.as_str(), none, MsFlags::MS_BIND, none)
-                    .map_err(fail)
+                nix::mount::mount(
+                    Some(from.as_str()),
+                    to.as_str(),
+                    none,
+                    MsFlags::MS_BIND,
+                    none,
+                )
+                .map_err(fail)
             }
             other => other.map_err(fail),
         }

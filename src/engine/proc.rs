@@ -27,7 +27,9 @@ pub fn write(name: &str, value: &str) -> Result<()> {
     if magic != PROC_MAGIC {
         return Err(fail(Errno::EXDEV).remedy("the file is not on procfs"));
     }
-    nix::unistd::write(&fd, value.as_bytes()).map(drop).map_err(fail)
+    nix::unistd::write(&fd, value.as_bytes())
+        .map(drop)
+        .map_err(fail)
 }
 
 /// This process's pid as the host's /proc numbers it.

@@ -93,7 +93,7 @@ impl Root {
         if flags & libc::O_PATH != 0 {
             return Ok(OwnedFd::from(handle));
         }
-        let flags = pathrs::flags::OpenFlags::from_bits_retain(flags | libc::O_CLOEXEC);
+        let flags = pathrs::flags::OpenFlags::from_bits_retain((flags | libc::O_CLOEXEC) as u64);
         handle.reopen(flags).map(OwnedFd::from).map_err(errno)
     }
 
@@ -180,7 +180,10 @@ impl Root {
         }
         let fd = self.open_with(path, flags, resolve::NO_MAGICLINKS).ok()?;
         let mut bytes = Vec::new();
-        std::fs::File::from(fd).take(limit).read_to_end(&mut bytes).ok()?;
+        std::fs::File::from(fd)
+            .take(limit)
+            .read_to_end(&mut bytes)
+            .ok()?;
         Some(bytes)
     }
 }
@@ -190,7 +193,11 @@ const LAST_NOFOLLOW: nix::fcntl::AtFlags = nix::fcntl::AtFlags::AT_SYMLINK_NOFOL
 
 /// The parts of a path, last first, without empty ones and `.`.
 fn parts(path: &str) -> Vec<String> {
-    path.split('/').rev().filter(|p| !p.is_empty() && *p != ".").map(String::from).collect()
+    path.split('/')
+        .rev()
+        .filter(|p| !p.is_empty() && *p != ".")
+        .map(String::from)
+        .collect()
 }
 
 fn make_file(parent: BorrowedFd<'_>, name: &OsStr) -> nix::Result<()> {
@@ -227,7 +234,9 @@ mod tests {
     #[test]
     fn makes_missing_parts_inside() {
         let dir = scratch("makes");
-        root(&dir).open_or_make("/a/b/../c/file", Make::File).unwrap();
+        root(&dir)
+            .open_or_make("/a/b/../c/file", Make::File)
+            .unwrap();
         assert!(dir.join("rootfs/a/c/file").is_file());
         assert!(dir.join("rootfs/a/b").is_dir());
         std::fs::remove_dir_all(dir).unwrap();
@@ -241,7 +250,12 @@ mod tests {
         symlink("../../outside", dir.join("rootfs/relative")).unwrap();
         symlink("gone/deep", dir.join("rootfs/dangling")).unwrap();
         let root = root(&dir);
-        for path in ["/absolute/x", "/relative/x", "/../../outside/x", "dangling/x"] {
+        for path in [
+            "/absolute/x",
+            "/relative/x",
+            "/../../outside/x",
+            "dangling/x",
+        ] {
             root.open_or_make(path, Make::File).unwrap();
         }
         assert_eq!(std::fs::read_dir(dir.join("outside")).unwrap().count(), 0);
@@ -255,7 +269,10 @@ mod tests {
         let dir = scratch("loop");
         symlink("b", dir.join("rootfs/a")).unwrap();
         symlink("a", dir.join("rootfs/b")).unwrap();
-        assert_eq!(root(&dir).open_or_make("/a/x", Make::File).err(), Some(Errno::ELOOP));
+        assert_eq!(
+            root(&dir).open_or_make("/a/x", Make::File).err(),
+            Some(Errno::ELOOP)
+        );
         std::fs::remove_dir_all(dir).unwrap();
     }
 

@@ -34,8 +34,7 @@ const MARK: &str = "_ISORUN_SEALED";
 /// When neither way works: a container must not be started then.
 pub fn ensure() -> Result<()> {
     let fail = |errno| Error::os("protect the binary: open", SELF, errno);
-    let binary =
-        open(SELF, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).map_err(fail)?;
+    let binary = open(SELF, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).map_err(fail)?;
     if is_safe(binary.as_fd()) {
         return Ok(());
     }
@@ -59,8 +58,12 @@ pub fn ensure() -> Result<()> {
         Ok(copy) => fexec(copy.as_fd(), &args, &env),
         Err(errno) => errno,
     };
-    Err(Error::os("protect the binary: execute a read-only copy of", SELF, errno)
-        .remedy("it needs CAP_SYS_ADMIN and mount_setattr (Linux 5.12), or memfd_create"))
+    Err(Error::os(
+        "protect the binary: execute a read-only copy of",
+        SELF,
+        errno,
+    )
+    .remedy("it needs CAP_SYS_ADMIN and mount_setattr (Linux 5.12), or memfd_create"))
 }
 
 fn strings(list: impl Iterator<Item = OsString>) -> Result<Vec<CString>> {

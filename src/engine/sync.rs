@@ -53,8 +53,12 @@ pub struct End(OwnedFd);
 /// # Errors
 /// Those of socketpair(2).
 pub fn pair() -> nix::Result<(End, End)> {
-    let (a, b) =
-        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    let (a, b) = socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )?;
     Ok((End(a), End(b)))
 }
 
@@ -86,7 +90,9 @@ impl End {
         if n == 0 {
             return Ok(None);
         }
-        serde_json::from_slice(&buffer[..n]).map(Some).map_err(|_| Errno::EBADMSG)
+        serde_json::from_slice(&buffer[..n])
+            .map(Some)
+            .map_err(|_| Errno::EBADMSG)
     }
 
     /// The parent lets the child go on.

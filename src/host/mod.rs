@@ -18,11 +18,14 @@ pub struct Host {
 }
 
 impl Host {
-    /// Looks at this machine.
+    /// Looks at this machine; `linux` tells which of the slower facts are needed.
     ///
     /// # Errors
     /// When /proc or the cgroup mounts cannot be read.
-    pub fn detect() -> Result<Self> {
-        Ok(Self { euid: nix::unistd::geteuid().as_raw(), cgroups: cgroup::detect()? })
+    pub fn detect(linux: Option<&oci_spec::runtime::Linux>) -> Result<Self> {
+        Ok(Self {
+            euid: nix::unistd::geteuid().as_raw(),
+            cgroups: cgroup::detect(linux)?,
+        })
     }
 }

@@ -52,7 +52,11 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
         .as_ref()
         .ok_or_else(|| Error::spec("process", "it is missing; a container needs it to start"))?;
     let cgroup = cgroup::plan(Some(linux), &asked.id, &host.cgroups)?;
-    let seccomp = linux.seccomp().as_ref().map(crate::seccomp::compile).transpose()?;
+    let seccomp = linux
+        .seccomp()
+        .as_ref()
+        .map(crate::seccomp::compile)
+        .transpose()?;
     let context = Context {
         loaded,
         spec,
@@ -116,7 +120,6 @@ impl Stages {
                 start_container: Vec::new(),
             };
         };
-        #[expect(deprecated, reason = "engines still write prestart hooks")]
         let prestart = hooks.prestart();
         let stages = [
             ("prestart", prestart),
@@ -155,9 +158,12 @@ fn birth(context: &Context<'_>, process: &SpecProcess) -> Birth {
         later |= flag_of(LinuxNamespaceType::Time);
     }
     let clone_flags = context.namespaces & !later;
-    let kinds = names::NAMESPACES.iter().filter(|kind| clone_flags & kind.flag != 0);
+    let kinds = names::NAMESPACES
+        .iter()
+        .filter(|kind| clone_flags & kind.flag != 0);
     let limits = process.rlimits().iter().flatten();
-    let raise = |limit: &oci_spec::runtime::PosixRlimit| (names::rlimit(limit.typ()).0, limit.hard());
+    let raise =
+        |limit: &oci_spec::runtime::PosixRlimit| (names::rlimit(limit.typ()).0, limit.hard());
     let maps = |mappings| if user { id_map(mappings) } else { Vec::new() };
     Birth {
         namespaces: kinds.map(|kind| kind.name.to_string()).collect(),
@@ -165,7 +171,11 @@ fn birth(context: &Context<'_>, process: &SpecProcess) -> Birth {
         uid_map: maps(context.linux.uid_mappings()),
         gid_map: maps(context.linux.gid_mappings()),
         child_waits: user,
-        raise_limits: if user { limits.map(raise).collect() } else { Vec::new() },
+        raise_limits: if user {
+            limits.map(raise).collect()
+        } else {
+            Vec::new()
+        },
         oom_score_adj: process.oom_score_adj().filter(|_| user),
     }
 }
@@ -175,7 +185,10 @@ fn offsets(linux: &Linux) -> Option<Vec<String>> {
         let (secs, nanosecs) = (offset.secs().unwrap_or(0), offset.nanosecs().unwrap_or(0));
         format!("{clock} {secs} {nanosecs}")
     };
-    let map = linux.time_offsets().as_ref().filter(|map| !map.is_empty())?;
+    let map = linux
+        .time_offsets()
+        .as_ref()
+        .filter(|map| !map.is_empty())?;
     let mut lines: Vec<String> = map.iter().map(line).collect();
     lines.sort();
     Some(lines)
@@ -203,22 +216,36 @@ fn begin(context: &Context<'_>, process: &SpecProcess) -> Vec<Step> {
     {
         steps.push(oom(value));
     }
-    if let Some(name) = context.spec.hostname().clone().filter(|name| !name.is_empty()) {
+    if let Some(name) = context
+        .spec
+        .hostname()
+        .clone()
+        .filter(|name| !name.is_empty())
+    {
         steps.push(Action::Hostname { name }.into());
     }
-    if let Some(name) = context.spec.domainname().clone().filter(|name| !name.is_empty()) {
+    if let Some(name) = context
+        .spec
+        .domainname()
+        .clone()
+        .filter(|name| !name.is_empty())
+    {
         steps.push(Action::Domainname { name }.into());
     }
     let sysctls: BTreeMap<_, _> = context.linux.sysctl().iter().flatten().collect();
-    let sysctl =
-        |(key, value): (&String, &String)| Action::Sysctl { key: key.clone(), value: value.clone() };
+    let sysctl = |(key, value): (&String, &String)| Action::Sysctl {
+        key: key.clone(),
+        value: value.clone(),
+    };
     steps.extend(sysctls.into_iter().map(|entry| sysctl(entry).into()));
     steps
 }
 
 fn keyring(id: &str) -> Step {
     Step {
-        action: Action::SessionKeyring { name: format!("_ses.{id}") },
+        action: Action::SessionKeyring {
+            name: format!("_ses.{id}"),
+        },
         otherwise: vec![Otherwise {
             on: vec![ENOSYS, EPERM, EACCES],
             action: None,
@@ -249,7 +276,13 @@ fn around_hooks(hooks: &Stages) -> Vec<Step> {
     }
     if !hooks.create_container.is_empty() {
         let stage = "createContainer".to_string();
-        steps.push(Action::Hooks { stage, hooks: hooks.create_container.clone() }.into());
+        steps.push(
+            Action::Hooks {
+                stage,
+                hooks: hooks.create_container.clone(),
+            }
+            .into(),
+        );
     }
     steps
 }
@@ -264,9 +297,15 @@ fn to_the_program(
 ) -> Vec<Step> {
     let no_new_privs = process.no_new_privileges().unwrap_or(false);
     let mut steps: Vec<Step> = vec![
-        Action::Umask { mask: process.user().umask().unwrap_or(0o022) }.into(),
+        Action::Umask {
+            mask: process.user().umask().unwrap_or(0o022),
+        }
+        .into(),
         Action::FindProgram.into(),
-        Action::CloseFrom { first: 3 + context.asked.preserve_fds }.into(),
+        Action::CloseFrom {
+            first: 3 + context.asked.preserve_fds,
+        }
+        .into(),
     ];
     let limits = process.rlimits().iter().flatten();
     steps.extend(limits.map(rlimit));
@@ -286,7 +325,13 @@ fn to_the_program(
     steps.push(Action::AwaitStart.into());
     if !hooks.start_container.is_empty() {
         let stage = "startContainer".to_string();
-        steps.push(Action::Hooks { stage, hooks: hooks.start_container.clone() }.into());
+        steps.push(
+            Action::Hooks {
+                stage,
+                hooks: hooks.start_container.clone(),
+            }
+            .into(),
+        );
     }
     steps.push(Action::Exec.into());
     steps
@@ -298,12 +343,23 @@ fn rlimit(limit: &oci_spec::runtime::PosixRlimit) -> Step {
     Step {
         otherwise: vec![Otherwise {
             on: vec![EPERM],
-            action: Some(Action::ClampedRlimit { name: name.clone(), resource, soft, hard }),
+            action: Some(Action::ClampedRlimit {
+                name: name.clone(),
+                resource,
+                soft,
+                hard,
+            }),
             feature: format!("{name} {soft}:{hard}"),
             fallback: "clamped to the hard limit that isorun itself has".into(),
-            remedy: "run isorun with CAP_SYS_RESOURCE, or raise the hard limit of its caller".into(),
+            remedy: "run isorun with CAP_SYS_RESOURCE, or raise the hard limit of its caller"
+                .into(),
         }],
-        action: Action::Rlimit { name, resource, soft, hard },
+        action: Action::Rlimit {
+            name,
+            resource,
+            soft,
+            hard,
+        },
     }
 }
 

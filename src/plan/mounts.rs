@@ -32,12 +32,24 @@ const DEV_LINKS: [(&str, &str); 6] = [
 
 /// Steps from the host's mounts to a filled root file system.
 pub(super) fn root(context: &Context<'_>) -> Result<Vec<Step>> {
-    let asked = context.linux.rootfs_propagation().as_deref().filter(|name| !name.is_empty());
-    let flags = asked.and_then(propagation).map_or(libc::MS_SLAVE, |p| p.ms_flags());
+    let asked = context
+        .linux
+        .rootfs_propagation()
+        .as_deref()
+        .filter(|name| !name.is_empty());
+    let flags = asked
+        .and_then(propagation)
+        .map_or(libc::MS_SLAVE, |p| p.ms_flags());
     let mut steps: Vec<Step> = vec![
         // Before anything is mounted: what is done here must not show on the host.
-        Action::RootPropagation { flags: flags | libc::MS_REC }.into(),
-        Action::OpenRoot { path: context.loaded.rootfs.clone() }.into(),
+        Action::RootPropagation {
+            flags: flags | libc::MS_REC,
+        }
+        .into(),
+        Action::OpenRoot {
+            path: context.loaded.rootfs.clone(),
+        }
+        .into(),
     ];
     for (index, mount) in context.spec.mounts().iter().flatten().enumerate() {
         steps.push(one(context, index, mount)?);
@@ -45,7 +57,12 @@ pub(super) fn root(context: &Context<'_>) -> Result<Vec<Step>> {
     if !host_dev(context) {
         steps.extend(devices(context));
         let links = DEV_LINKS.map(|(path, target)| (path.to_string(), target.to_string()));
-        steps.push(Action::DevLinks { links: links.to_vec() }.into());
+        steps.push(
+            Action::DevLinks {
+                links: links.to_vec(),
+            }
+            .into(),
+        );
     }
     Ok(steps)
 }
@@ -54,14 +71,21 @@ pub(super) fn root(context: &Context<'_>) -> Result<Vec<Step>> {
 fn host_dev(context: &Context<'_>) -> bool {
     let dev = |mount: &SpecMount| {
         let bind = mount.typ().as_deref() == Some("bind")
-            || mount.options().iter().flatten().any(|o| o == "bind" || o == "rbind");
+            || mount
+                .options()
+                .iter()
+                .flatten()
+                .any(|o| o == "bind" || o == "rbind");
         bind && clean(&mount.destination().to_string_lossy()) == "/dev"
     };
     context.spec.mounts().iter().flatten().any(dev)
 }
 
 fn clean(path: &str) -> String {
-    let parts: Vec<&str> = path.split('/').filter(|p| !p.is_empty() && *p != ".").collect();
+    let parts: Vec<&str> = path
+        .split('/')
+        .filter(|p| !p.is_empty() && *p != ".")
+        .collect();
     format!("/{}", parts.join("/"))
 }
 
@@ -76,13 +100,19 @@ fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
     }
     let fstype = mount.typ().clone().unwrap_or_default();
     let data = |options: &MountOptions| {
-        let flags = options.superblock_names().into_iter().map(|name| (name.to_string(), None));
+        let flags = options
+            .superblock_names()
+            .into_iter()
+            .map(|name| (name.to_string(), None));
         flags.chain(options.data.iter().cloned()).collect()
     };
     let source = mount.source().clone().unwrap_or_default();
     let what = if options.bind {
         if source.as_os_str().is_empty() {
-            return Err(Error::spec(format!("{field}.source"), "a bind mount needs a source"));
+            return Err(Error::spec(
+                format!("{field}.source"),
+                "a bind mount needs a source",
+            ));
         }
         MountKind::Bind {
             source: below(&context.loaded.bundle, &source),
@@ -108,7 +138,11 @@ fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
     if fstype == "cgroup" && !options.bind {
         let namespace = context.has(libc::CLONE_NEWCGROUP);
         let view = cgroup::mount_view(&context.host.cgroups, context.cgroup, namespace);
-        return Ok(Action::MountCgroup { mount: planned, view }.into());
+        return Ok(Action::MountCgroup {
+            mount: planned,
+            view,
+        }
+        .into());
     }
     let mut step = Step::from(Action::Mount(planned.clone()));
     if fstype == "mqueue" && !context.has(libc::CLONE_NEWIPC) {
@@ -141,7 +175,13 @@ fn devices(context: &Context<'_>) -> Vec<Step> {
         uid: 0,
         gid: 0,
     };
-    let listed: Vec<Device> = context.linux.devices().iter().flatten().map(device).collect();
+    let listed: Vec<Device> = context
+        .linux
+        .devices()
+        .iter()
+        .flatten()
+        .map(device)
+        .collect();
     let named = |path: &str| listed.iter().any(|device| clean(&device.path) == path);
     let defaults = DEFAULT_DEVICES.map(default);
     let all = defaults.into_iter().filter(|device| !named(&device.path));
@@ -201,13 +241,32 @@ pub(super) fn finish(context: &Context<'_>, process: &SpecProcess) -> Vec<Step> 
             masked.push(path);
         }
     }
-    steps.extend(masked.into_iter().map(|path| Action::MaskPath { path: path.clone() }.into()));
+    steps.extend(
+        masked
+            .into_iter()
+            .map(|path| Action::MaskPath { path: path.clone() }.into()),
+    );
     steps.push(Action::PivotRoot.into());
-    let asked = context.linux.rootfs_propagation().as_deref().filter(|name| !name.is_empty());
+    let asked = context
+        .linux
+        .rootfs_propagation()
+        .as_deref()
+        .filter(|name| !name.is_empty());
     if let Some(propagation) = asked.and_then(propagation) {
-        steps.push(Action::FinalPropagation { flags: propagation.ms_flags() }.into());
+        steps.push(
+            Action::FinalPropagation {
+                flags: propagation.ms_flags(),
+            }
+            .into(),
+        );
     }
-    if context.spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false) {
+    if context
+        .spec
+        .root()
+        .as_ref()
+        .and_then(|root| root.readonly())
+        .unwrap_or(false)
+    {
         steps.push(Action::ReadonlyRoot.into());
     }
     steps

@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use super::step::{Action, Mount, MountKind, Step};
 use super::Plan;
+use super::step::{Action, Mount, MountKind, Step};
 use crate::spec::names::capability_names;
 
 /// The plan as text, in the order in which it would be executed.
@@ -22,7 +22,11 @@ fn write_plan(out: &mut String, plan: &Plan) -> std::fmt::Result {
     for dir in &plan.cgroup.dirs {
         writeln!(out, "  cgroup     {}", dir.path.display())?;
         for write in &dir.writes {
-            writeln!(out, "  limit      {} = {}  ({})", write.file, write.value, write.field)?;
+            writeln!(
+                out,
+                "  limit      {} = {}  ({})",
+                write.file, write.value, write.field
+            )?;
         }
         if dir.devices.is_some() {
             writeln!(out, "  limit      device rules  (linux.resources.devices)")?;
@@ -31,10 +35,21 @@ fn write_plan(out: &mut String, plan: &Plan) -> std::fmt::Result {
     for ignored in &plan.cgroup.ignored {
         writeln!(out, "  ignored    {}: {}", ignored.field, ignored.reason)?;
     }
-    writeln!(out, "  clone3     new namespaces: {}", list(&plan.birth.namespaces))?;
-    for (name, map) in [("uid map", &plan.birth.uid_map), ("gid map", &plan.birth.gid_map)] {
+    writeln!(
+        out,
+        "  clone3     new namespaces: {}",
+        list(&plan.birth.namespaces)
+    )?;
+    for (name, map) in [
+        ("uid map", &plan.birth.uid_map),
+        ("gid map", &plan.birth.gid_map),
+    ] {
         for line in map {
-            writeln!(out, "  {name:10} {} {} {}", line.inside, line.outside, line.count)?;
+            writeln!(
+                out,
+                "  {name:10} {} {} {}",
+                line.inside, line.outside, line.count
+            )?;
         }
     }
     for (stage, hooks) in &plan.host_hooks {
@@ -58,7 +73,11 @@ fn errno_name(code: i32) -> String {
 }
 
 fn list(names: &[String]) -> String {
-    if names.is_empty() { "none".to_string() } else { names.join(", ") }
+    if names.is_empty() {
+        "none".to_string()
+    } else {
+        names.join(", ")
+    }
 }
 
 fn describe(step: &Step, plan: &Plan) -> String {
@@ -81,7 +100,10 @@ fn describe(step: &Step, plan: &Plan) -> String {
         }
         Action::Device(device) => {
             let (major, minor) = (device.major, device.minor);
-            format!("device {} {major}:{minor} mode {:o}", device.path, device.mode)
+            format!(
+                "device {} {major}:{minor} mode {:o}",
+                device.path, device.mode
+            )
         }
         Action::BindDevice(device) => format!("device {} from the host", device.path),
         Action::DevLinks { links } => {
@@ -99,12 +121,20 @@ fn describe(step: &Step, plan: &Plan) -> String {
         Action::MaskPath { path } => format!("hide {path}"),
         Action::Umask { mask } => format!("umask {mask:03o}"),
         Action::FindProgram => "find the program, and HOME".into(),
-        Action::Rlimit { name, soft, hard, .. } | Action::ClampedRlimit { name, soft, hard, .. } => {
+        Action::Rlimit {
+            name, soft, hard, ..
+        }
+        | Action::ClampedRlimit {
+            name, soft, hard, ..
+        } => {
             format!("{name} {soft}:{hard}")
         }
         Action::NoNewPrivs => "no_new_privs".into(),
         Action::Seccomp => match &plan.seccomp {
-            Some(program) => format!("seccomp filter, {} instructions", program.instructions.len()),
+            Some(program) => format!(
+                "seccomp filter, {} instructions",
+                program.instructions.len()
+            ),
             None => "seccomp filter".into(),
         },
         Action::Identity(identity) => format!(
@@ -112,7 +142,9 @@ fn describe(step: &Step, plan: &Plan) -> String {
             identity.uid,
             identity.gid,
             identity.groups.as_deref().unwrap_or_default(),
-            list(&capability_names(identity.caps.effective | identity.caps.permitted)),
+            list(&capability_names(
+                identity.caps.effective | identity.caps.permitted
+            )),
         ),
         Action::Chdir { path } => format!("working directory {path}"),
         Action::CloseFrom { first } => format!("close descriptors from {first} on, at exec"),
@@ -131,10 +163,18 @@ fn describe_mount(mount: &Mount) -> String {
                     None => key.clone(),
                 })
                 .collect();
-            if data.is_empty() { fstype.clone() } else { format!("{fstype} ({})", data.join(",")) }
+            if data.is_empty() {
+                fstype.clone()
+            } else {
+                format!("{fstype} ({})", data.join(","))
+            }
         }
         MountKind::Bind { source, recursive } => {
-            format!("{} {}", if *recursive { "rbind" } else { "bind" }, source.display())
+            format!(
+                "{} {}",
+                if *recursive { "rbind" } else { "bind" },
+                source.display()
+            )
         }
     };
     format!("mount {what} on {}{}", mount.target, flags(mount))
@@ -152,12 +192,21 @@ fn flags(mount: &Mount) -> String {
         (attr::NODIRATIME, "nodiratime"),
         (attr::NOSYMFOLLOW, "nosymfollow"),
     ];
-    let own = NAMES.iter().filter(|(bit, _)| mount.set & bit != 0).map(|(_, n)| (*n).to_string());
-    let deep = NAMES.iter().filter(|(bit, _)| mount.recursive_set & bit != 0);
+    let own = NAMES
+        .iter()
+        .filter(|(bit, _)| mount.set & bit != 0)
+        .map(|(_, n)| (*n).to_string());
+    let deep = NAMES
+        .iter()
+        .filter(|(bit, _)| mount.recursive_set & bit != 0);
     let deep = deep.map(|(_, name)| format!("r{name}"));
     let spread = mount.propagation.iter().map(|flags| propagation(*flags));
     let all: Vec<String> = own.chain(deep).chain(spread).collect();
-    if all.is_empty() { String::new() } else { format!(" [{}]", all.join(",")) }
+    if all.is_empty() {
+        String::new()
+    } else {
+        format!(" [{}]", all.join(","))
+    }
 }
 
 fn propagation(flags: u64) -> String {

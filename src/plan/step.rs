@@ -24,7 +24,10 @@ pub struct Step {
 
 impl From<Action> for Step {
     fn from(action: Action) -> Self {
-        Self { action, otherwise: Vec::new() }
+        Self {
+            action,
+            otherwise: Vec::new(),
+        }
     }
 }
 
@@ -61,7 +64,11 @@ pub struct Degradation {
 
 impl std::fmt::Display for Degradation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "degraded: {}: {}; {}", self.feature, self.reason, self.fallback)?;
+        write!(
+            f,
+            "degraded: {}: {}; {}",
+            self.feature, self.reason, self.fallback
+        )?;
         if !self.remedy.is_empty() {
             write!(f, "; {}", self.remedy)?;
         }
@@ -143,8 +150,6 @@ pub enum Action {
     },
     /// The root file system becomes `/`, and the host's mounts go away: pivot_root(2).
     PivotRoot,
-    /// The same by moving the mount on top of `/`, where pivot_root is not possible (--no-pivot).
-    MoveRoot,
     /// The propagation of `/` that the container asked for.
     FinalPropagation {
         /// MS_SHARED, MS_SLAVE, MS_PRIVATE or MS_UNBINDABLE, with or without MS_REC.

@@ -60,7 +60,11 @@ pub fn clone3(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> nix::Result<Bo
     // SAFETY: without CLONE_VM and without a stack of its own the child goes on with a copy of this
     // address space, like after fork; `args` and `pidfd` outlive the call, the kernel writes one int.
     let pid = super::checked(unsafe {
-        libc::syscall(libc::SYS_clone3, &raw mut args, std::mem::size_of::<CloneArgs>())
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw mut args,
+            std::mem::size_of::<CloneArgs>(),
+        )
     })?;
     if pid == 0 {
         return Ok(Born::Child);

@@ -35,8 +35,11 @@ pub fn openat2(
     mode: u32,
     resolve: u64,
 ) -> nix::Result<OwnedFd> {
-    let how =
-        OpenHow { flags: (flags | libc::O_CLOEXEC) as u64, mode: u64::from(mode), resolve };
+    let how = OpenHow {
+        flags: (flags | libc::O_CLOEXEC) as u64,
+        mode: u64::from(mode),
+        resolve,
+    };
     let mut tries = 0;
     loop {
         // SAFETY: a valid string, a struct of the size that is passed.
@@ -77,7 +80,10 @@ fn cloexec_by_proc(first: u32) -> nix::Result<()> {
     let entries = std::fs::read_dir("/proc/self/fd")
         .map_err(|e| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
     for entry in entries.flatten() {
-        let Some(fd) = entry.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok())
+        let Some(fd) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<RawFd>().ok())
         else {
             continue;
         };
@@ -102,7 +108,11 @@ pub fn keep_open(fd: RawFd) -> nix::Result<()> {
 }
 
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
-    strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+    strings
+        .iter()
+        .map(|s| s.as_ptr())
+        .chain([std::ptr::null()])
+        .collect()
 }
 
 /// Executes the program that `file` refers to; returns only the errno.

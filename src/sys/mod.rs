@@ -8,12 +8,17 @@ pub mod fs;
 pub mod mount;
 pub mod net;
 pub mod process;
+pub mod seccomp;
 
 use nix::errno::Errno;
 
 /// Turns the result of a raw system call into a number or the errno.
 fn checked(result: libc::c_long) -> nix::Result<libc::c_long> {
-    if result < 0 { Err(Errno::last()) } else { Ok(result) }
+    if result < 0 {
+        Err(Errno::last())
+    } else {
+        Ok(result)
+    }
 }
 
 pub mod bpf;

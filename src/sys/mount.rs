@@ -110,7 +110,12 @@ pub fn fs_message(context: BorrowedFd<'_>) -> Option<String> {
 pub fn fsmount(context: BorrowedFd<'_>, attributes: u64) -> nix::Result<OwnedFd> {
     // SAFETY: plain numbers.
     owned(unsafe {
-        libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, attributes)
+        libc::syscall(
+            libc::SYS_fsmount,
+            context.as_raw_fd(),
+            FSMOUNT_CLOEXEC,
+            attributes,
+        )
     })
 }
 
@@ -153,7 +158,12 @@ pub fn mount_setattr(
     clear: u64,
     propagation: u64,
 ) -> nix::Result<()> {
-    let attributes = MountAttr { attr_set: set, attr_clr: clear, propagation, userns_fd: 0 };
+    let attributes = MountAttr {
+        attr_set: set,
+        attr_clr: clear,
+        propagation,
+        userns_fd: 0,
+    };
     let flags = AT_EMPTY_PATH | if recursive { AT_RECURSIVE } else { 0 };
     // SAFETY: a valid string, a struct of the size that is passed.
     super::checked(unsafe {

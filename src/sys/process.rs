@@ -52,7 +52,13 @@ pub fn ambient_clear() -> nix::Result<()> {
 pub fn ambient_raise(cap: u32) -> nix::Result<()> {
     // SAFETY: plain numbers.
     let result = unsafe {
-        libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, u64::from(cap), 0, 0)
+        libc::prctl(
+            libc::PR_CAP_AMBIENT,
+            libc::PR_CAP_AMBIENT_RAISE,
+            u64::from(cap),
+            0,
+            0,
+        )
     };
     super::checked(result.into()).map(drop)
 }
@@ -75,18 +81,22 @@ const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
 /// The effective capabilities of this process, a bit for each number (capget(2)).
 pub fn effective_caps() -> nix::Result<u64> {
-    let mut header = CapHeader { version: CAPABILITY_VERSION_3, pid: 0 };
+    let mut header = CapHeader {
+        version: CAPABILITY_VERSION_3,
+        pid: 0,
+    };
     let mut data = [CapData::default(); 2];
     // SAFETY: version 3 writes two data structs.
-    super::checked(unsafe {
-        libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr())
-    })?;
+    super::checked(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) })?;
     Ok(u64::from(data[0].effective) | u64::from(data[1].effective) << 32)
 }
 
 /// Sets the effective, permitted and inheritable sets at once (capset(2)).
 pub fn set_caps(effective: u64, permitted: u64, inheritable: u64) -> nix::Result<()> {
-    let mut header = CapHeader { version: CAPABILITY_VERSION_3, pid: 0 };
+    let mut header = CapHeader {
+        version: CAPABILITY_VERSION_3,
+        pid: 0,
+    };
     let half = |shift: u32| CapData {
         effective: (effective >> shift) as u32,
         permitted: (permitted >> shift) as u32,
@@ -121,7 +131,13 @@ pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> nix::Result<()> {
     let null = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: a null siginfo means that of kill(2).
     super::checked(unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, null, 0)
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            null,
+            0,
+        )
     })
     .map(drop)
 }
@@ -129,9 +145,8 @@ pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> nix::Result<()> {
 /// A copy of descriptor `fd` of the process of a pidfd (pidfd_getfd(2)).
 pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: RawFd) -> nix::Result<OwnedFd> {
     // SAFETY: plain numbers.
-    let fd = super::checked(unsafe {
-        libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0)
-    })?;
+    let fd =
+        super::checked(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })?;
     // SAFETY: made just now.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
@@ -144,8 +159,7 @@ pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: RawFd) -> nix::Result<OwnedFd> {
 pub fn wait_any() -> nix::Result<Option<(i32, i32)>> {
     let mut status = 0;
     // SAFETY: the kernel writes one int that lives here.
-    let pid =
-        super::checked(unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) }.into())?;
+    let pid = super::checked(unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) }.into())?;
     let code = if libc::WIFEXITED(status) {
         libc::WEXITSTATUS(status)
     } else {
@@ -192,7 +206,10 @@ pub fn kill(pid: i32, signal: i32) -> nix::Result<()> {
 
 /// Sets soft and hard limit of resource number `resource` (setrlimit(2)); `pid` 0 is this process.
 pub fn prlimit(pid: i32, resource: u32, soft: u64, hard: u64) -> nix::Result<()> {
-    let new = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+    let new = libc::rlimit {
+        rlim_cur: soft,
+        rlim_max: hard,
+    };
     // SAFETY: a valid rlimit to read, and no old one asked for.
     super::checked(
         unsafe { libc::prlimit(pid, resource as _, &raw const new, std::ptr::null_mut()) }.into(),
@@ -202,7 +219,10 @@ pub fn prlimit(pid: i32, resource: u32, soft: u64, hard: u64) -> nix::Result<()>
 
 /// Soft and hard limit of resource number `resource` of this process.
 pub fn get_rlimit(resource: u32) -> nix::Result<(u64, u64)> {
-    let mut old = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut old = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: nothing to set, a valid rlimit to write.
     super::checked(
         unsafe { libc::prlimit(0, resource as _, std::ptr::null(), &raw mut old) }.into(),
