@@ -5,8 +5,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/seccomp.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -127,6 +130,42 @@ static int node(int argc, char **argv)
     return 0;
 }
 
+// agent SOCKET ERRNO: on the host, takes one seccomp listener from the runtime, prints the state it
+// came with, answers every call with that errno until the container has ended.
+static int agent(char **argv)
+{
+    struct sockaddr_un at = {.sun_family = AF_UNIX};
+    strncpy(at.sun_path, argv[0], sizeof at.sun_path - 1);
+    int server = socket(AF_UNIX, SOCK_STREAM, 0);
+    if (server < 0 || bind(server, (void *)&at, sizeof at) != 0 || listen(server, 1) != 0)
+        return perror("listen"), 1;
+    int peer = accept(server, NULL, NULL);
+    static char text[65536], control[256];
+    struct iovec part = {text, sizeof text - 1};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control,
+                             .msg_controllen = sizeof control};
+    if (recvmsg(peer, &message, MSG_CMSG_CLOEXEC) <= 0)
+        return perror("recvmsg"), 1;
+    struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+    if (!head || head->cmsg_type != SCM_RIGHTS)
+        return fprintf(stderr, "no descriptor came\n"), 1;
+    int listener;
+    memcpy(&listener, CMSG_DATA(head), sizeof listener);
+    printf("%s\n", text);
+    for (;;) {
+        struct seccomp_notif ask;
+        memset(&ask, 0, sizeof ask);
+        if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &ask) != 0) {
+            if (errno == EINTR)
+                continue;
+            return 0;
+        }
+        struct seccomp_notif_resp reply = {.id = ask.id, .error = -(int)number(argv[1])};
+        ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &reply);
+        printf("asked %d\n", ask.data.nr);
+    }
+}
+
 int main(int argc, char **argv)
 {
     setvbuf(stdout, NULL, _IOLBF, 0);
@@ -148,8 +187,8 @@ int main(int argc, char **argv)
         return writable(argc - 2, rest);
     if (!strcmp(what, "node"))
         return node(argc - 2, rest);
-    if (!strcmp(what, "dumpable"))
-        return answer(prctl(PR_GET_DUMPABLE), errno);
+    if (!strcmp(what, "agent") && argc > 3)
+        return agent(rest);
     fprintf(stderr, "probe: what is %s?\n", what);
     return 64;
 }
