@@ -12,7 +12,9 @@ const ADMIN: u64 = 1 << 21;
 
 fn run_with(capabilities: Value, user: u32) -> Output {
     let mut bundle = Bundle::new();
-    bundle.args(&["cat", "/proc/self/status"]).set("/process/capabilities", capabilities);
+    bundle
+        .args(&["cat", "/proc/self/status"])
+        .set("/process/capabilities", capabilities);
     bundle.set("/process/user", json!({"uid": user, "gid": user}));
     bundle.set("/process/noNewPrivileges", json!(false));
     bundle.run().ok()
@@ -25,7 +27,10 @@ fn set(out: &Output, name: &str) -> u64 {
 #[test]
 fn sets_of_root() {
     let three = json!(["CAP_CHOWN", "CAP_KILL", "CAP_NET_BIND_SERVICE"]);
-    let out = run_with(json!({"bounding": three, "permitted": three, "effective": three}), 0);
+    let out = run_with(
+        json!({"bounding": three, "permitted": three, "effective": three}),
+        0,
+    );
     for name in ["CapPrm", "CapEff", "CapBnd"] {
         assert_eq!(set(&out, name), CHOWN | KILL | BIND, "{name}");
     }
@@ -56,7 +61,10 @@ fn each_set_is_its_own() {
 #[test]
 fn a_user_keeps_none_without_ambient() {
     let two = json!(["CAP_CHOWN", "CAP_KILL"]);
-    let out = run_with(json!({"bounding": two, "permitted": two, "effective": two}), 1000);
+    let out = run_with(
+        json!({"bounding": two, "permitted": two, "effective": two}),
+        1000,
+    );
     assert_eq!(set(&out, "CapPrm"), 0);
     assert_eq!(set(&out, "CapEff"), 0);
     assert_eq!(set(&out, "CapBnd"), CHOWN | KILL);
@@ -73,7 +81,9 @@ fn empty_sets_leave_nothing() {
 #[test]
 fn without_the_object_there_are_none() {
     let mut bundle = Bundle::new();
-    bundle.args(&["cat", "/proc/self/status"]).unset("/process/capabilities");
+    bundle
+        .args(&["cat", "/proc/self/status"])
+        .unset("/process/capabilities");
     let out = bundle.run().ok();
     // The specification leaves it open; runc gives none.
     for name in ["CapPrm", "CapEff", "CapAmb"] {
@@ -85,7 +95,10 @@ fn without_the_object_there_are_none() {
 #[test]
 fn nothing_is_inheritable_unless_asked() {
     let three = json!(["CAP_CHOWN", "CAP_KILL", "CAP_SETPCAP"]);
-    let out = run_with(json!({"bounding": three, "permitted": three, "effective": three}), 0);
+    let out = run_with(
+        json!({"bounding": three, "permitted": three, "effective": three}),
+        0,
+    );
     assert_eq!(set(&out, "CapPrm"), CHOWN | KILL | SETPCAP);
     assert_eq!(set(&out, "CapInh"), 0);
 }
@@ -95,7 +108,10 @@ fn capabilities_have_their_effect() {
     let mut bundle = Bundle::sh("chown 5:5 /tmp/file && echo may || echo may not");
     std::fs::write(bundle.rootfs("/tmp/file"), "").unwrap();
     assert_eq!(bundle.run().ok().text(), "may not");
-    bundle.set("/process/capabilities", json!({"bounding": ["CAP_CHOWN"],
-        "permitted": ["CAP_CHOWN"], "effective": ["CAP_CHOWN"]}));
+    bundle.set(
+        "/process/capabilities",
+        json!({"bounding": ["CAP_CHOWN"],
+        "permitted": ["CAP_CHOWN"], "effective": ["CAP_CHOWN"]}),
+    );
     assert_eq!(bundle.run().ok().text(), "may");
 }

@@ -10,7 +10,16 @@ fn default_devices() {
     if let Err(why) = bundle.add_probe() {
         skip!("{why}");
     }
-    bundle.args(&["/probe", "node", "/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"]);
+    bundle.args(&[
+        "/probe",
+        "node",
+        "/dev/null",
+        "/dev/zero",
+        "/dev/full",
+        "/dev/random",
+        "/dev/urandom",
+        "/dev/tty",
+    ]);
     assert_eq!(
         bundle.run().ok().text(),
         "/dev/null c 1:3 666 0:0\n/dev/zero c 1:5 666 0:0\n/dev/full c 1:7 666 0:0\n\
@@ -20,7 +29,9 @@ fn default_devices() {
 
 #[test]
 fn links_in_dev() {
-    let bundle = Bundle::sh("for l in fd stdin stdout stderr ptmx; do readlink /dev/$l; done; test -e /dev/console; echo $?");
+    let bundle = Bundle::sh(
+        "for l in fd stdin stdout stderr ptmx; do readlink /dev/$l; done; test -e /dev/console; echo $?",
+    );
     assert_eq!(
         bundle.run().ok().text(),
         "/proc/self/fd\n/proc/self/fd/0\n/proc/self/fd/1\n/proc/self/fd/2\npts/ptmx\n1"
@@ -42,7 +53,14 @@ fn listed_devices() {
     if let Err(why) = bundle.add_probe() {
         skip!("{why}");
     }
-    bundle.args(&["/probe", "node", "/dev/mine", "/dev/sub/kmsg", "/dev/disk", "/dev/pipe"]);
+    bundle.args(&[
+        "/probe",
+        "node",
+        "/dev/mine",
+        "/dev/sub/kmsg",
+        "/dev/disk",
+        "/dev/pipe",
+    ]);
     bundle.set(
         "/linux/devices",
         json!([
@@ -68,8 +86,16 @@ fn umask_of_the_caller_does_not_touch_device_modes() {
     bundle.args(&["/probe", "node", "/dev/null"]).write();
     let script = "umask 077; exec \"$@\"";
     let mut command = std::process::Command::new("sh");
-    let inner = bundle.command(&["run", "--bundle", bundle.bundle_dir().to_str().unwrap(), &bundle.id]);
-    command.args(["-c", script, "sh"]).arg(inner.get_program()).args(inner.get_args());
+    let inner = bundle.command(&[
+        "run",
+        "--bundle",
+        bundle.bundle_dir().to_str().unwrap(),
+        &bundle.id,
+    ]);
+    command
+        .args(["-c", script, "sh"])
+        .arg(inner.get_program())
+        .args(inner.get_args());
     let out = crate::harness::run_command(command, &bundle.dir.join("io")).ok();
     assert_eq!(out.text(), "/dev/null c 1:3 666 0:0");
 }
@@ -77,13 +103,20 @@ fn umask_of_the_caller_does_not_touch_device_modes() {
 #[test]
 fn device_rules_have_their_effect() {
     // kmsg may be made by its maker, but opened only where a rule says so.
-    let kmsg = json!([{"path": "/dev/kmsg", "type": "c", "major": 1, "minor": 11, "fileMode": 0o666}]);
+    let kmsg =
+        json!([{"path": "/dev/kmsg", "type": "c", "major": 1, "minor": 11, "fileMode": 0o666}]);
     let set = json!(["CAP_SYSLOG"]);
     let mut bundle = Bundle::sh("(: < /dev/kmsg) 2>/dev/null && echo open || echo closed");
     bundle.set("/linux/devices", kmsg);
     // Where dmesg is restricted, reading the log takes the capability as well.
-    bundle.set("/process/capabilities", json!({"bounding": set, "permitted": set, "effective": set}));
-    bundle.set("/linux/resources/devices", json!([{"allow": false, "access": "rwm"}]));
+    bundle.set(
+        "/process/capabilities",
+        json!({"bounding": set, "permitted": set, "effective": set}),
+    );
+    bundle.set(
+        "/linux/resources/devices",
+        json!([{"allow": false, "access": "rwm"}]),
+    );
     assert_eq!(bundle.run().ok().text(), "closed");
     bundle.set(
         "/linux/resources/devices",
@@ -98,11 +131,26 @@ fn device_rules_have_their_effect() {
 #[test]
 fn mknod_needs_its_rule_and_capability() {
     // The default rules allow every mknod; opening what was made is another matter.
-    let mut bundle = Bundle::sh("mknod /tmp/a c 1 3 && echo null; mknod /tmp/k c 1 11; (: < /tmp/k) && echo kmsg; true");
+    let mut bundle = Bundle::sh(
+        "mknod /tmp/a c 1 3 && echo null; mknod /tmp/k c 1 11; (: < /tmp/k) && echo kmsg; true",
+    );
     let set = json!(["CAP_MKNOD", "CAP_SYSLOG"]);
-    bundle.set("/process/capabilities", json!({"bounding": set, "permitted": set, "effective": set}));
-    bundle.set("/linux/resources/devices", json!([{"allow": false, "access": "rwm"}]));
+    bundle.set(
+        "/process/capabilities",
+        json!({"bounding": set, "permitted": set, "effective": set}),
+    );
+    bundle.set(
+        "/linux/resources/devices",
+        json!([{"allow": false, "access": "rwm"}]),
+    );
     assert_eq!(bundle.run().ok().text(), "null");
     let mut bundle = Bundle::sh("mknod /tmp/a c 1 3 2>/dev/null && echo made || echo refused");
-    assert_eq!(bundle.set("/process/noNewPrivileges", json!(true)).run().ok().text(), "refused");
+    assert_eq!(
+        bundle
+            .set("/process/noNewPrivileges", json!(true))
+            .run()
+            .ok()
+            .text(),
+        "refused"
+    );
 }

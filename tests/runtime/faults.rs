@@ -80,10 +80,17 @@ fn killed_while_it_waits_for_a_foreground_container() {
 #[test]
 fn killed_after_the_pid_file_was_written() {
     let mut bundle = blocked_at("poststart");
-    bundle.args(&["sh", "-c", "sleep 300 & exec sleep 300"]).write();
+    bundle
+        .args(&["sh", "-c", "sleep 300 & exec sleep 300"])
+        .write();
     let (file, dir) = (bundle.host("pid"), bundle.bundle_dir());
     let running = bundle.spawn(&[
-        "run", "--pid-file", file.to_str().unwrap(), "--bundle", dir.to_str().unwrap(), &bundle.id,
+        "run",
+        "--pid-file",
+        file.to_str().unwrap(),
+        "--bundle",
+        dir.to_str().unwrap(),
+        &bundle.id,
     ]);
     // runc writes the pid file after the hooks, isorun before or after: either way it is late.
     kill_in_hook(&bundle, running, true);

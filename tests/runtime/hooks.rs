@@ -6,8 +6,14 @@ use serde_json::{Value, json};
 
 use crate::harness::{Bundle, is_zombie, runtime, wait_for};
 
-const STAGES: [&str; 6] =
-    ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
+const STAGES: [&str; 6] = [
+    "prestart",
+    "createRuntime",
+    "createContainer",
+    "startContainer",
+    "poststart",
+    "poststop",
+];
 
 /// A hook that runs a script with a PATH; `$H` is the host directory, under its name in the
 /// namespace where the stage runs.
@@ -17,13 +23,19 @@ fn script(bundle: &Bundle, stage: &str, text: &str) -> Value {
         _ => bundle.host("").to_str().unwrap().to_string(),
     };
     // The tag lets the leak check find a hook that outlives its container.
-    let env = ["PATH=/usr/bin:/bin".to_string(), format!("H={host}"), format!("ISORUN_TEST_ID={}", bundle.id)];
+    let env = [
+        "PATH=/usr/bin:/bin".to_string(),
+        format!("H={host}"),
+        format!("ISORUN_TEST_ID={}", bundle.id),
+    ];
     json!({"path": "/bin/sh", "args": ["sh", "-c", text], "env": env})
 }
 
 /// A bundle with the host directory at /h and the same script as hook of every stage given.
 fn hooked(stages: &[&str], text: impl Fn(&str) -> String) -> Bundle {
-    let mut bundle = Bundle::sh("readlink /proc/self/ns/mnt > /h/own.mnt; readlink /proc/self/ns/pid > /h/own.pid; sleep 100");
+    let mut bundle = Bundle::sh(
+        "readlink /proc/self/ns/mnt > /h/own.mnt; readlink /proc/self/ns/pid > /h/own.pid; sleep 100",
+    );
     let host = bundle.host("").to_str().unwrap().to_string();
     bundle.mount("/h", "bind", &host, &["bind"]);
     for stage in stages {
@@ -34,7 +46,10 @@ fn hooked(stages: &[&str], text: impl Fn(&str) -> String) -> Bundle {
 }
 
 fn read(bundle: &Bundle, name: &str) -> String {
-    fs::read_to_string(bundle.host(name)).unwrap_or_default().trim().to_string()
+    fs::read_to_string(bundle.host(name))
+        .unwrap_or_default()
+        .trim()
+        .to_string()
 }
 
 #[test]
@@ -48,7 +63,11 @@ fn order_of_the_stages() {
     bundle.start().ok();
     bundle.wait_file("own.pid");
     if runtime().isorun {
-        let late: Vec<String> = read(&bundle, "order").lines().skip(3).map(str::to_string).collect();
+        let late: Vec<String> = read(&bundle, "order")
+            .lines()
+            .skip(3)
+            .map(str::to_string)
+            .collect();
         assert_eq!(late, ["startContainer", "poststart"]);
     }
     bundle.delete_force().ok();
@@ -60,8 +79,9 @@ fn order_of_the_stages() {
 fn several_hooks_of_a_stage_run_in_order() {
     let mut bundle = hooked(&[], |_| String::new());
     for stage in STAGES {
-        let hooks: Vec<Value> =
-            (1..4).map(|n| script(&bundle, stage, &format!("echo {n} >> $H/{stage}"))).collect();
+        let hooks: Vec<Value> = (1..4)
+            .map(|n| script(&bundle, stage, &format!("echo {n} >> $H/{stage}")))
+            .collect();
         bundle.set(&format!("/hooks/{stage}"), json!(hooks));
     }
     bundle.run_detached().ok();
@@ -75,31 +95,52 @@ fn several_hooks_of_a_stage_run_in_order() {
 #[test]
 fn namespaces_of_the_stages() {
     let bundle = hooked(&STAGES, |stage| {
-        format!("readlink /proc/self/ns/mnt > $H/{stage}.mnt; readlink /proc/self/ns/pid > $H/{stage}.pid")
+        format!(
+            "readlink /proc/self/ns/mnt > $H/{stage}.mnt; readlink /proc/self/ns/pid > $H/{stage}.pid"
+        )
     });
     bundle.run_detached().ok();
     bundle.wait_file("own.pid");
     bundle.delete_force().ok();
     let host = |name: &str| fs::read_link(format!("/proc/self/ns/{name}")).unwrap();
     for stage in ["prestart", "createRuntime", "poststart", "poststop"] {
-        assert_eq!(read(&bundle, &format!("{stage}.mnt")), host("mnt").to_str().unwrap(), "{stage}");
-        assert_eq!(read(&bundle, &format!("{stage}.pid")), host("pid").to_str().unwrap(), "{stage}");
+        assert_eq!(
+            read(&bundle, &format!("{stage}.mnt")),
+            host("mnt").to_str().unwrap(),
+            "{stage}"
+        );
+        assert_eq!(
+            read(&bundle, &format!("{stage}.pid")),
+            host("pid").to_str().unwrap(),
+            "{stage}"
+        );
     }
     for stage in ["createContainer", "startContainer"] {
         let seen = read(&bundle, &format!("{stage}.mnt"));
         assert_eq!(seen, read(&bundle, "own.mnt"), "{stage}: mount namespace");
     }
-    assert_eq!(read(&bundle, "startContainer.pid"), read(&bundle, "own.pid"));
+    assert_eq!(
+        read(&bundle, "startContainer.pid"),
+        read(&bundle, "own.pid")
+    );
 }
 
 #[test]
 fn create_container_hook_sees_the_host_and_start_container_hook_the_container() {
     let mut bundle = hooked(&[], |_| String::new());
     let rootfs = bundle.rootfs("");
-    let before = format!("test -f {}/bin/busybox && test -d /work -o -d /usr && echo host > $H/create", rootfs.display());
+    let before = format!(
+        "test -f {}/bin/busybox && test -d /work -o -d /usr && echo host > $H/create",
+        rootfs.display()
+    );
     let after = "test ! -e /usr && test -f /bin/busybox && echo container > $H/start";
-    let (before, after) = (script(&bundle, "createContainer", &before), script(&bundle, "startContainer", after));
-    bundle.set("/hooks/createContainer", json!([before])).set("/hooks/startContainer", json!([after]));
+    let (before, after) = (
+        script(&bundle, "createContainer", &before),
+        script(&bundle, "startContainer", after),
+    );
+    bundle
+        .set("/hooks/createContainer", json!([before]))
+        .set("/hooks/startContainer", json!([after]));
     bundle.run_detached().ok();
     bundle.wait_file("own.pid");
     assert_eq!(read(&bundle, "create"), "host");
@@ -115,19 +156,32 @@ fn state_on_stdin() {
     bundle.start().ok();
     bundle.wait_file("own.pid");
     bundle.delete_force().ok();
-    let statuses = ["creating", "creating", "creating", "created", "running", "stopped"];
+    let statuses = [
+        "creating", "creating", "creating", "created", "running", "stopped",
+    ];
     for (stage, status) in STAGES.iter().zip(statuses) {
         let text = read(&bundle, &format!("{stage}.json"));
-        let state: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{stage}: {error}: {text}"));
+        let state: Value =
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{stage}: {error}: {text}"));
         assert_eq!(state["id"], json!(bundle.id), "{stage}");
         // runc: see order_of_the_stages.
         let early = !runtime().isorun && *stage == "poststart";
-        assert_eq!(state["status"], if early { "created" } else { status }, "{stage}");
+        assert_eq!(
+            state["status"],
+            if early { "created" } else { status },
+            "{stage}"
+        );
         assert_eq!(state["bundle"], json!(bundle.bundle_dir()), "{stage}");
         assert_eq!(state["annotations"]["org.example.note"], "é", "{stage}");
-        assert!(state["ociVersion"].as_str().unwrap().starts_with("1."), "{stage}");
+        assert!(
+            state["ociVersion"].as_str().unwrap().starts_with("1."),
+            "{stage}"
+        );
         if ["prestart", "createRuntime", "poststart"].contains(stage) {
-            assert_eq!(state["pid"], pid, "{stage}: the pid that the runtime's namespace knows");
+            assert_eq!(
+                state["pid"], pid,
+                "{stage}: the pid that the runtime's namespace knows"
+            );
         }
     }
 }
@@ -147,7 +201,10 @@ fn environment_is_exactly_what_is_given() {
     for stage in ["createRuntime", "createContainer"] {
         let seen = read(&bundle, stage);
         // sh sets PWD for what it executes; everything else was given.
-        let mut seen: Vec<&str> = seen.lines().filter(|line| !line.starts_with("PWD=")).collect();
+        let mut seen: Vec<&str> = seen
+            .lines()
+            .filter(|line| !line.starts_with("PWD="))
+            .collect();
         seen.sort_unstable();
         assert_eq!(seen, ["B=2", "ONLY=this"], "{stage}");
     }
@@ -160,8 +217,14 @@ fn no_environment_given_is_an_empty_one() {
     let mut bundle = hooked(&[], |_| String::new());
     for stage in ["createRuntime", "createContainer"] {
         let file = bundle.host(stage);
-        let dump = format!("/usr/bin/tr '\\0' '\\n' < /proc/$$/environ > {0}; echo done >> {0}", file.display());
-        bundle.set(&format!("/hooks/{stage}"), json!([{"path": "/bin/sh", "args": ["sh", "-c", dump]}]));
+        let dump = format!(
+            "/usr/bin/tr '\\0' '\\n' < /proc/$$/environ > {0}; echo done >> {0}",
+            file.display()
+        );
+        bundle.set(
+            &format!("/hooks/{stage}"),
+            json!([{"path": "/bin/sh", "args": ["sh", "-c", dump]}]),
+        );
     }
     bundle.run_detached().ok();
     for stage in ["createRuntime", "createContainer"] {
@@ -182,7 +245,10 @@ fn directory_of_the_hooks() {
         }
         // Never a directory that the image controls.
         let seen = read(&bundle, stage);
-        assert!(seen == here.to_str().unwrap() || seen == "/", "{stage}: {seen}");
+        assert!(
+            seen == here.to_str().unwrap() || seen == "/",
+            "{stage}: {seen}"
+        );
     }
     let seen = read(&bundle, "startContainer");
     assert_eq!(seen, "/", "startContainer");
@@ -193,13 +259,21 @@ fn directory_of_the_hooks() {
 fn arguments_are_as_given() {
     let mut bundle = hooked(&[], |_| String::new());
     let file = bundle.host("argv");
-    let text = format!("tr '\\0' '|' < /proc/self/cmdline > {}; echo x $0 \"$1\" >> {}", file.display(), file.display());
+    let text = format!(
+        "tr '\\0' '|' < /proc/self/cmdline > {}; echo x $0 \"$1\" >> {}",
+        file.display(),
+        file.display()
+    );
     bundle.set("/hooks/createRuntime", json!([{"path": "/bin/bash", "args": ["zero", "-c", text, "name", "a b"], "env": ["PATH=/bin"]}]));
     if !std::path::Path::new("/bin/bash").exists() {
         skip!("no bash on this host");
     }
     bundle.run_detached().ok();
-    assert!(read(&bundle, "argv").ends_with("x name a b"), "{}", read(&bundle, "argv"));
+    assert!(
+        read(&bundle, "argv").ends_with("x name a b"),
+        "{}",
+        read(&bundle, "argv")
+    );
 }
 
 #[test]
@@ -216,7 +290,10 @@ fn a_hook_that_fails_ends_the_creation() {
 #[test]
 fn later_hooks_do_not_run_after_a_failure() {
     let mut bundle = hooked(&[], |_| String::new());
-    let (fails, marks) = (script(&bundle, "createRuntime", "exit 1"), script(&bundle, "createRuntime", "echo ran > $H/later"));
+    let (fails, marks) = (
+        script(&bundle, "createRuntime", "exit 1"),
+        script(&bundle, "createRuntime", "echo ran > $H/later"),
+    );
     bundle.set("/hooks/createRuntime", json!([fails, marks]));
     let marks = script(&bundle, "createContainer", "echo ran > $H/later");
     bundle.set("/hooks/createContainer", json!([marks]));
@@ -247,7 +324,10 @@ fn a_poststart_hook_that_fails_ends_the_container() {
 #[test]
 fn a_poststop_hook_that_fails_stops_neither_the_others_nor_delete() {
     let mut bundle = hooked(&[], |_| String::new());
-    let (fails, marks) = (script(&bundle, "poststop", "exit 1"), script(&bundle, "poststop", "echo ran > $H/later"));
+    let (fails, marks) = (
+        script(&bundle, "poststop", "exit 1"),
+        script(&bundle, "poststop", "echo ran > $H/later"),
+    );
     bundle.set("/hooks/poststop", json!([fails, marks]));
     bundle.run_detached().ok();
     bundle.delete_force().ok();
@@ -275,7 +355,9 @@ fn a_hook_that_hangs_is_killed_after_its_timeout() {
 
 #[test]
 fn a_hook_within_its_timeout_is_left_alone() {
-    let mut bundle = hooked(&["createRuntime"], |_| "sleep 0.3; echo done > $H/slow".to_string());
+    let mut bundle = hooked(&["createRuntime"], |_| {
+        "sleep 0.3; echo done > $H/slow".to_string()
+    });
     bundle.set("/hooks/createRuntime/0/timeout", json!(30));
     bundle.create().ok();
     assert_eq!(read(&bundle, "slow"), "done");
@@ -299,5 +381,11 @@ fn create_runtime_hook_can_work_on_the_containers_network() {
     let seen = read(&bundle, "net");
     let inside = fs::read_link(format!("/proc/{}/ns/net", bundle.pid())).unwrap();
     assert_eq!(seen, inside.to_str().unwrap());
-    assert_ne!(seen, fs::read_link("/proc/self/ns/net").unwrap().to_str().unwrap());
+    assert_ne!(
+        seen,
+        fs::read_link("/proc/self/ns/net")
+            .unwrap()
+            .to_str()
+            .unwrap()
+    );
 }

@@ -19,7 +19,7 @@ mod concurrency;
 mod devices;
 mod faults;
 mod hooks;
-mod isorun;
+mod isorun_only;
 mod lifecycle;
 mod mounts;
 mod namespaces;

@@ -25,7 +25,10 @@ fn bind_of_a_directory_is_the_hosts() {
     let dir = source(&bundle, "dir");
     bundle.mount("/data", "bind", &dir, &["bind"]);
     assert_eq!(bundle.run().ok().text(), "of the host");
-    assert_eq!(fs::read_to_string(bundle.host("dir/new")).unwrap(), "back\n");
+    assert_eq!(
+        fs::read_to_string(bundle.host("dir/new")).unwrap(),
+        "back\n"
+    );
 }
 
 #[test]
@@ -43,9 +46,18 @@ fn bind_by_option_without_type() {
 fn bind_of_a_file_makes_its_target() {
     let mut bundle = Bundle::sh("cat /etc/deep/er/file");
     let dir = source(&bundle, "dir");
-    bundle.mount("/etc/deep/er/file", "bind", &format!("{dir}/file"), &["bind", "ro"]);
+    bundle.mount(
+        "/etc/deep/er/file",
+        "bind",
+        &format!("{dir}/file"),
+        &["bind", "ro"],
+    );
     assert_eq!(bundle.run().ok().text(), "of the host");
-    assert_eq!(fs::read(bundle.rootfs("/etc/deep/er/file")).unwrap(), b"", "an empty stand-in");
+    assert_eq!(
+        fs::read(bundle.rootfs("/etc/deep/er/file")).unwrap(),
+        b"",
+        "an empty stand-in"
+    );
 }
 
 #[test]
@@ -73,14 +85,22 @@ fn readonly_bind() {
 fn flags_of_a_bind_are_seen() {
     let mut bundle = Bundle::new();
     let dir = source(&bundle, "dir");
-    bundle.mount("/a", "bind", &dir, &["bind", "nosuid", "nodev", "noexec", "noatime"]);
+    bundle.mount(
+        "/a",
+        "bind",
+        &dir,
+        &["bind", "nosuid", "nodev", "noexec", "noatime"],
+    );
     bundle.mount("/b", "bind", &dir, &["bind", "ro", "nodiratime"]);
     bundle.mount("/c", "bind", &dir, &["bind"]);
     let mounts = mounts(&mut bundle);
     assert!(mount_at(&mounts, "/a").has(&["rw", "nosuid", "nodev", "noexec", "noatime"]));
     assert!(mount_at(&mounts, "/b").has(&["ro", "nodiratime"]));
     let plain = mount_at(&mounts, "/c");
-    assert!(plain.has(&["rw"]) && !plain.has(&["nosuid"]) && !plain.has(&["noexec"]), "{plain:?}");
+    assert!(
+        plain.has(&["rw"]) && !plain.has(&["nosuid"]) && !plain.has(&["noexec"]),
+        "{plain:?}"
+    );
 }
 
 #[test]
@@ -121,7 +141,11 @@ fn recursive_bind_takes_what_is_mounted_below() {
     let (_guard, dir) = SubMount::new(&bundle);
     bundle.mount("/r", "bind", &dir, &["rbind"]);
     bundle.mount("/plain", "bind", &dir, &["bind"]);
-    assert_eq!(bundle.run().ok().text(), "below", "and a plain bind does not");
+    assert_eq!(
+        bundle.run().ok().text(),
+        "below",
+        "and a plain bind does not"
+    );
 }
 
 #[test]
@@ -132,7 +156,10 @@ fn recursive_bind_with_ro_and_rro() {
     bundle.mount("/rro", "bind", &dir, &["rbind", "rro"]);
     let mounts = mounts(&mut bundle);
     assert!(mount_at(&mounts, "/ro").has(&["ro"]));
-    assert!(mount_at(&mounts, "/ro/sub").has(&["rw"]), "ro is the top mount's alone");
+    assert!(
+        mount_at(&mounts, "/ro/sub").has(&["rw"]),
+        "ro is the top mount's alone"
+    );
     assert!(mount_at(&mounts, "/rro").has(&["ro"]));
     assert!(mount_at(&mounts, "/rro/sub").has(&["ro"]), "rro goes down");
 }
@@ -140,19 +167,32 @@ fn recursive_bind_with_ro_and_rro() {
 #[test]
 fn tmpfs_size_mode_and_owner() {
     let mut bundle = Bundle::new();
-    bundle.mount("/t", "tmpfs", "tmpfs", &["nosuid", "size=64k", "mode=1770", "uid=5", "gid=6"]);
-    bundle.args(&["sh", "-c", "stat -c '%a %u:%g' /t; cat /proc/self/mountinfo"]);
+    bundle.mount(
+        "/t",
+        "tmpfs",
+        "tmpfs",
+        &["nosuid", "size=64k", "mode=1770", "uid=5", "gid=6"],
+    );
+    bundle.args(&[
+        "sh",
+        "-c",
+        "stat -c '%a %u:%g' /t; cat /proc/self/mountinfo",
+    ]);
     let out = bundle.run().ok();
     let (stat, table) = out.stdout.split_once('\n').unwrap();
     assert_eq!(stat, "1770 5:6");
     let mount = mount_at(&parse_mountinfo(table), "/t");
     assert_eq!(mount.kind, "tmpfs");
-    assert!(mount.has(&["rw", "nosuid"]) && mount.super_has("size=64k"), "{mount:?}");
+    assert!(
+        mount.has(&["rw", "nosuid"]) && mount.super_has("size=64k"),
+        "{mount:?}"
+    );
 }
 
 #[test]
 fn tmpfs_size_has_its_effect() {
-    let mut bundle = Bundle::sh("dd if=/dev/zero of=/t/big bs=1k count=100 2>&1 | grep -o 'No space.*'");
+    let mut bundle =
+        Bundle::sh("dd if=/dev/zero of=/t/big bs=1k count=100 2>&1 | grep -o 'No space.*'");
     bundle.mount("/t", "tmpfs", "tmpfs", &["size=64k"]);
     assert_eq!(bundle.run().ok().text(), "No space left on device");
 }
@@ -164,7 +204,10 @@ fn tmpfs_with_tmpcopyup() {
     fs::write(bundle.rootfs("/t/sub/file"), "of the image\n").unwrap();
     bundle.mount("/t", "tmpfs", "tmpfs", &["tmpcopyup"]);
     assert_eq!(bundle.run().ok().text(), "of the image");
-    assert_eq!(fs::read_to_string(bundle.rootfs("/t/sub/file")).unwrap(), "of the image\n");
+    assert_eq!(
+        fs::read_to_string(bundle.rootfs("/t/sub/file")).unwrap(),
+        "of the image\n"
+    );
 }
 
 #[test]
@@ -180,24 +223,41 @@ fn kernel_file_systems_of_the_base_config() {
     let mounts = mounts(&mut bundle);
     assert_eq!(mount_at(&mounts, "/proc").kind, "proc");
     let sys = mount_at(&mounts, "/sys");
-    assert!(sys.kind == "sysfs" && sys.has(&["ro", "nosuid", "nodev", "noexec"]), "{sys:?}");
+    assert!(
+        sys.kind == "sysfs" && sys.has(&["ro", "nosuid", "nodev", "noexec"]),
+        "{sys:?}"
+    );
     let pts = mount_at(&mounts, "/dev/pts");
-    assert!(pts.kind == "devpts" && pts.has(&["nosuid", "noexec"]), "{pts:?}");
+    assert!(
+        pts.kind == "devpts" && pts.has(&["nosuid", "noexec"]),
+        "{pts:?}"
+    );
     for option in ["gid=5", "mode=620", "ptmxmode=666"] {
         assert!(pts.super_has(option), "{option}: {pts:?}");
     }
     let queue = mount_at(&mounts, "/dev/mqueue");
-    assert!(queue.kind == "mqueue" && queue.has(&["nosuid", "nodev", "noexec"]), "{queue:?}");
+    assert!(
+        queue.kind == "mqueue" && queue.has(&["nosuid", "nodev", "noexec"]),
+        "{queue:?}"
+    );
     let shm = mount_at(&mounts, "/dev/shm");
-    assert!(shm.kind == "tmpfs" && shm.super_has("size=65536k"), "{shm:?}");
+    assert!(
+        shm.kind == "tmpfs" && shm.super_has("size=65536k"),
+        "{shm:?}"
+    );
     let dev = mount_at(&mounts, "/dev");
-    assert!(dev.kind == "tmpfs" && dev.has(&["nosuid"]) && dev.super_has("mode=755"), "{dev:?}");
+    assert!(
+        dev.kind == "tmpfs" && dev.has(&["nosuid"]) && dev.super_has("mode=755"),
+        "{dev:?}"
+    );
     assert!(!dev.has(&["relatime"]), "strictatime: {dev:?}");
 }
 
 #[test]
 fn proc_is_of_the_new_pid_namespace() {
-    let bundle = Bundle::sh("ls -d /proc/[0-9]* | grep -cv -e /proc/1$ | grep -q '^[0-3]$' && tr '\\0' ' ' < /proc/1/cmdline | cut -c1-5");
+    let bundle = Bundle::sh(
+        "ls -d /proc/[0-9]* | grep -cv -e /proc/1$ | grep -q '^[0-3]$' && tr '\\0' ' ' < /proc/1/cmdline | cut -c1-5",
+    );
     assert_eq!(bundle.run().ok().text(), "sh -c");
 }
 
@@ -210,10 +270,16 @@ fn nothing_of_the_hosts_tree_is_left() {
     for mount in &mounts {
         let known = ["/", "/proc", "/dev", "/sys"];
         let below = known.iter().any(|top| {
-            mount.point == *top || mount.point.starts_with(&format!("{}/", top.trim_end_matches('/')))
+            mount.point == *top
+                || mount
+                    .point
+                    .starts_with(&format!("{}/", top.trim_end_matches('/')))
         });
         assert!(below, "{mount:?}");
-        assert!(!mount.point.contains("isotest"), "the old root is out of sight: {mount:?}");
+        assert!(
+            !mount.point.contains("isotest"),
+            "the old root is out of sight: {mount:?}"
+        );
     }
 }
 
@@ -226,7 +292,10 @@ fn mounts_of_the_container_stay_inside() {
     bundle.run_detached().ok();
     bundle.wait_file("dir/ready");
     let host = parse_mountinfo(&fs::read_to_string("/proc/self/mountinfo").unwrap());
-    assert!(!host.iter().any(|mount| mount.point.contains(&bundle.id)), "{host:#?}");
+    assert!(
+        !host.iter().any(|mount| mount.point.contains(&bundle.id)),
+        "{host:#?}"
+    );
 }
 
 #[test]
@@ -237,7 +306,13 @@ fn propagation_of_the_root_and_of_a_mount() {
     bundle.mount("/private", "bind", &dir, &["bind", "rprivate"]);
     let mounts = mounts(&mut bundle);
     let shared = mount_at(&mounts, "/shared");
-    assert!(shared.propagation.iter().any(|word| word.starts_with("shared:")), "{shared:?}");
+    assert!(
+        shared
+            .propagation
+            .iter()
+            .any(|word| word.starts_with("shared:")),
+        "{shared:?}"
+    );
     assert!(mount_at(&mounts, "/private").propagation.is_empty());
 }
 
@@ -255,18 +330,33 @@ fn order_of_mounts_is_kept() {
 fn target_is_made_in_a_readonly_root() {
     let mut bundle = Bundle::sh("cat /made/here/file; touch /x 2>&1 | grep -o 'Read-only.*'");
     let dir = source(&bundle, "dir");
-    bundle.set("/root/readonly", true.into()).mount("/made/here", "bind", &dir, &["bind"]);
-    assert_eq!(bundle.run().ok().text(), "of the host\nRead-only file system");
+    bundle
+        .set("/root/readonly", true.into())
+        .mount("/made/here", "bind", &dir, &["bind"]);
+    assert_eq!(
+        bundle.run().ok().text(),
+        "of the host\nRead-only file system"
+    );
 }
 
 #[test]
 fn cgroup_mount_shows_the_containers_own() {
     let mut bundle = Bundle::new();
-    bundle.mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]);
+    bundle.mount(
+        "/sys/fs/cgroup",
+        "cgroup",
+        "cgroup",
+        &["nosuid", "noexec", "nodev", "relatime", "ro"],
+    );
     bundle.namespace("cgroup");
-    bundle.args(&["sh", "-c", "cat /proc/self/cgroup /proc/self/mountinfo; ls /sys/fs/cgroup >/dev/null"]);
+    bundle.args(&[
+        "sh",
+        "-c",
+        "cat /proc/self/cgroup /proc/self/mountinfo; ls /sys/fs/cgroup >/dev/null",
+    ]);
     let out = bundle.run().ok();
-    let (own, table): (Vec<&str>, Vec<&str>) = out.stdout.lines().partition(|line| !line.contains(" - "));
+    let (own, table): (Vec<&str>, Vec<&str>) =
+        out.stdout.lines().partition(|line| !line.contains(" - "));
     assert!(own.iter().any(|line| line.ends_with(":/")), "{own:?}");
     let mounts = parse_mountinfo(&table.join("\n"));
     match view() {
@@ -286,22 +376,41 @@ fn cgroup_mount_shows_the_containers_own() {
 #[test]
 fn cgroup_mount_without_cgroup_namespace() {
     // The container sees its own cgroup as the top of the mount, not the host's tree.
-    let mut bundle = Bundle::sh("cat /sys/fs/cgroup/pids/cgroup.procs /sys/fs/cgroup/cgroup.procs 2>/dev/null; true");
-    bundle.mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "ro"]);
+    let mut bundle = Bundle::sh(
+        "cat /sys/fs/cgroup/pids/cgroup.procs /sys/fs/cgroup/cgroup.procs 2>/dev/null; true",
+    );
+    bundle.mount(
+        "/sys/fs/cgroup",
+        "cgroup",
+        "cgroup",
+        &["nosuid", "noexec", "nodev", "ro"],
+    );
     let out = bundle.run().ok();
     if view() == View::V2 && !crate::harness::runtime().isorun {
         skip!("runc 1.1 shows the host's tree read-only on v2 without a cgroup namespace");
     }
     let pids: Vec<&str> = out.text().lines().collect();
-    assert!(pids.contains(&"1") && pids.len() <= 2, "only the container's processes: {pids:?}");
+    assert!(
+        pids.contains(&"1") && pids.len() <= 2,
+        "only the container's processes: {pids:?}"
+    );
 }
 
 #[test]
 fn writable_cgroup_mount() {
     let mut bundle = Bundle::new();
-    bundle.mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev"]);
+    bundle.mount(
+        "/sys/fs/cgroup",
+        "cgroup",
+        "cgroup",
+        &["nosuid", "noexec", "nodev"],
+    );
     bundle.namespace("cgroup");
     let mounts = mounts(&mut bundle);
-    let point = if view() == View::V2 { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/pids" };
+    let point = if view() == View::V2 {
+        "/sys/fs/cgroup"
+    } else {
+        "/sys/fs/cgroup/pids"
+    };
     assert!(mount_at(&mounts, point).has(&["rw"]));
 }

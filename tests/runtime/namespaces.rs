@@ -16,12 +16,26 @@ const LINKS: [(&str, &str); 8] = [
 ];
 
 fn host(link: &str) -> String {
-    std::fs::read_link(format!("/proc/self/ns/{link}")).unwrap().to_str().unwrap().to_string()
+    std::fs::read_link(format!("/proc/self/ns/{link}"))
+        .unwrap()
+        .to_str()
+        .unwrap()
+        .to_string()
 }
 
 fn links(bundle: &mut Bundle) -> Vec<String> {
-    bundle.args(&["sh", "-c", "for n in pid net ipc uts mnt cgroup user time; do readlink /proc/self/ns/$n; done"]);
-    let links: Vec<String> = bundle.run().ok().text().lines().map(str::to_string).collect();
+    bundle.args(&[
+        "sh",
+        "-c",
+        "for n in pid net ipc uts mnt cgroup user time; do readlink /proc/self/ns/$n; done",
+    ]);
+    let links: Vec<String> = bundle
+        .run()
+        .ok()
+        .text()
+        .lines()
+        .map(str::to_string)
+        .collect();
     assert_eq!(links.len(), LINKS.len());
     links
 }
@@ -29,13 +43,21 @@ fn links(bundle: &mut Bundle) -> Vec<String> {
 /// Checks that exactly the listed namespaces are new.
 fn assert_new(bundle: &mut Bundle, new: &[&str]) {
     for (seen, (kind, link)) in links(bundle).iter().zip(LINKS) {
-        assert_eq!(*seen != host(link), new.contains(&kind), "{kind}: {seen}, host {}", host(link));
+        assert_eq!(
+            *seen != host(link),
+            new.contains(&kind),
+            "{kind}: {seen}, host {}",
+            host(link)
+        );
     }
 }
 
 #[test]
 fn the_usual_five() {
-    assert_new(&mut Bundle::new(), &["pid", "network", "ipc", "uts", "mount"]);
+    assert_new(
+        &mut Bundle::new(),
+        &["pid", "network", "ipc", "uts", "mount"],
+    );
 }
 
 #[test]
@@ -52,10 +74,16 @@ fn only_a_mount_namespace() {
 fn cgroup_namespace() {
     let mut bundle = Bundle::new();
     bundle.namespace("cgroup");
-    assert_new(&mut bundle, &["pid", "network", "ipc", "uts", "mount", "cgroup"]);
+    assert_new(
+        &mut bundle,
+        &["pid", "network", "ipc", "uts", "mount", "cgroup"],
+    );
     bundle.args(&["cat", "/proc/self/cgroup"]);
     let out = bundle.run().ok();
-    assert!(!out.stdout.contains(&bundle.id), "its cgroup is the root of what it sees: {out:?}");
+    assert!(
+        !out.stdout.contains(&bundle.id),
+        "its cgroup is the root of what it sees: {out:?}"
+    );
 }
 
 #[test]
@@ -63,8 +91,14 @@ fn time_namespace_with_offsets() {
     since_runc!(1, 2, "time namespaces");
     let mut bundle = Bundle::new();
     bundle.namespace("time");
-    assert_new(&mut bundle, &["pid", "network", "ipc", "uts", "mount", "time"]);
-    bundle.set("/linux/timeOffsets", json!({"boottime": {"secs": 1_000_000, "nanosecs": 0}}));
+    assert_new(
+        &mut bundle,
+        &["pid", "network", "ipc", "uts", "mount", "time"],
+    );
+    bundle.set(
+        "/linux/timeOffsets",
+        json!({"boottime": {"secs": 1_000_000, "nanosecs": 0}}),
+    );
     bundle.args(&["cut", "-d.", "-f1", "/proc/uptime"]);
     let inside: u64 = bundle.run().ok().text().parse().unwrap();
     assert!(inside > 1_000_000, "{inside}");
@@ -81,7 +115,8 @@ fn pid_namespace_makes_pid_1() {
 
 #[test]
 fn network_namespace_is_empty_with_lo_up() {
-    let bundle = Bundle::sh("ls /sys/class/net; cat /proc/net/dev | grep -c :; cat /sys/class/net/lo/flags");
+    let bundle =
+        Bundle::sh("ls /sys/class/net; cat /proc/net/dev | grep -c :; cat /sys/class/net/lo/flags");
     let out = bundle.run().ok();
     let lines: Vec<&str> = out.text().lines().collect();
     assert_eq!(&lines[..2], ["lo", "1"]);
@@ -95,7 +130,10 @@ fn network_of_the_host() {
     bundle.without_namespace("network");
     let inside: usize = bundle.run().ok().text().parse().unwrap();
     let table = std::fs::read_to_string("/proc/net/dev").unwrap();
-    assert_eq!(inside, table.lines().filter(|line| line.contains(':')).count());
+    assert_eq!(
+        inside,
+        table.lines().filter(|line| line.contains(':')).count()
+    );
 }
 
 #[test]
@@ -111,7 +149,8 @@ fn hostname_without_uts_namespace_is_refused() {
 
 #[test]
 fn processes_of_the_container_end_with_its_init() {
-    let mut bundle = Bundle::sh("(trap '' TERM; sleep 300) & (sleep 300) & echo started > /data/x; wait");
+    let mut bundle =
+        Bundle::sh("(trap '' TERM; sleep 300) & (sleep 300) & echo started > /data/x; wait");
     let dir = bundle.host("").to_str().unwrap().to_string();
     bundle.mount("/data", "bind", &dir, &["bind"]);
     bundle.run_detached().ok();

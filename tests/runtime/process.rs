@@ -13,7 +13,10 @@ fn status_of(bundle: &Bundle) -> Output {
 fn user_and_groups() {
     let mut bundle = Bundle::new();
     bundle.args(&["id"]);
-    bundle.set("/process/user", json!({"uid": 1000, "gid": 1001, "additionalGids": [2000, 3000]}));
+    bundle.set(
+        "/process/user",
+        json!({"uid": 1000, "gid": 1001, "additionalGids": [2000, 3000]}),
+    );
     assert_eq!(
         bundle.run().ok().text(),
         "uid=1000(ann) gid=1001(ann) groups=2000(extra),3000"
@@ -24,7 +27,11 @@ fn user_and_groups() {
 fn no_groups_but_those_given() {
     let mut bundle = Bundle::new();
     bundle.args(&["cat", "/proc/self/status"]);
-    assert_eq!(status_of(&bundle).field("Groups"), "", "the caller's groups are not passed on");
+    assert_eq!(
+        status_of(&bundle).field("Groups"),
+        "",
+        "the caller's groups are not passed on"
+    );
 }
 
 #[test]
@@ -49,14 +56,18 @@ fn umask_given_and_default() {
 fn cwd() {
     let mut bundle = Bundle::new();
     std::fs::create_dir(bundle.rootfs("/tmp/here")).unwrap();
-    bundle.args(&["pwd"]).set("/process/cwd", json!("/tmp/here"));
+    bundle
+        .args(&["pwd"])
+        .set("/process/cwd", json!("/tmp/here"));
     assert_eq!(bundle.run().ok().text(), "/tmp/here");
 }
 
 #[test]
 fn missing_cwd_is_made() {
     let mut bundle = Bundle::new();
-    bundle.args(&["pwd"]).set("/process/cwd", json!("/not/here/yet"));
+    bundle
+        .args(&["pwd"])
+        .set("/process/cwd", json!("/not/here/yet"));
     assert_eq!(bundle.run().ok().text(), "/not/here/yet");
     assert!(bundle.rootfs("/not/here/yet").is_dir());
 }
@@ -69,7 +80,9 @@ fn cwd_that_the_user_alone_may_enter() {
     std::fs::create_dir_all(&home).unwrap();
     std::os::unix::fs::chown(&home, Some(1000), Some(1001)).unwrap();
     std::fs::set_permissions(&home, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
-    bundle.args(&["pwd"]).set("/process/cwd", json!("/home/ann"));
+    bundle
+        .args(&["pwd"])
+        .set("/process/cwd", json!("/home/ann"));
     bundle.set("/process/user", json!({"uid": 1000, "gid": 1001}));
     assert_eq!(bundle.run().ok().text(), "/home/ann");
 }
@@ -91,7 +104,10 @@ fn environment_is_exactly_what_is_given() {
     let out = bundle.run().ok();
     let mut lines: Vec<&str> = out.text().lines().collect();
     lines.sort_unstable();
-    assert_eq!(lines, ["A=1", "EMPTY=", "HOME=/somewhere", "PATH=/bin", "TWO=a=b"]);
+    assert_eq!(
+        lines,
+        ["A=1", "EMPTY=", "HOME=/somewhere", "PATH=/bin", "TWO=a=b"]
+    );
 }
 
 #[test]
@@ -107,7 +123,15 @@ fn home_comes_from_passwd() {
 #[test]
 fn arguments_arrive_unchanged() {
     let mut bundle = Bundle::new();
-    bundle.args(&["sh", "-c", "for a in \"$@\"; do echo \"[$a]\"; done", "sh", "", "a b", "é\"'$x"]);
+    bundle.args(&[
+        "sh",
+        "-c",
+        "for a in \"$@\"; do echo \"[$a]\"; done",
+        "sh",
+        "",
+        "a b",
+        "é\"'$x",
+    ]);
     assert_eq!(bundle.run().ok().text(), "[]\n[a b]\n[é\"'$x]");
 }
 
@@ -119,7 +143,11 @@ fn program_is_looked_up_in_the_containers_path() {
     bundle.args(&["only-here", "echo", "found"]);
     // busybox goes by its name, so an applet name is needed: link it.
     std::fs::remove_file(bundle.rootfs("/opt/tools/only-here")).unwrap();
-    std::fs::write(bundle.rootfs("/opt/tools/only-here"), "#!/bin/sh\necho found $0\n").unwrap();
+    std::fs::write(
+        bundle.rootfs("/opt/tools/only-here"),
+        "#!/bin/sh\necho found $0\n",
+    )
+    .unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(bundle.rootfs("/opt/tools/only-here"), mode).unwrap();
     bundle.set("/process/env", json!(["PATH=/nowhere:/opt/tools:/bin"]));
@@ -129,7 +157,9 @@ fn program_is_looked_up_in_the_containers_path() {
 #[test]
 fn program_by_relative_path() {
     let mut bundle = Bundle::new();
-    bundle.args(&["./busybox", "echo", "here"]).set("/process/cwd", json!("/bin"));
+    bundle
+        .args(&["./busybox", "echo", "here"])
+        .set("/process/cwd", json!("/bin"));
     assert_eq!(bundle.run().ok().text(), "here");
 }
 
@@ -209,7 +239,8 @@ fn death_by_signal_is_128_and_n() {
         // Only when sleep runs in the place of sh or of the runtime is its end the signal's.
         let pid = bundle.pid();
         wait_for("sleep", || {
-            std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|name| name.starts_with(b"sleep"))
+            std::fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|name| name.starts_with(b"sleep"))
         });
         bundle.kill(name).ok();
         assert_eq!(running.finish().code, 128 + number, "{name}");
@@ -224,7 +255,9 @@ fn standard_streams_are_passed_on() {
     let dir = bundle.bundle_dir();
     let mut command = bundle.command(&["run", "--bundle", dir.to_str().unwrap(), &bundle.id]);
     command.stdin(std::fs::File::open(bundle.host("stdin")).unwrap());
-    let out = crate::harness::Running::start(command, &bundle.dir.join("io")).finish().ok();
+    let out = crate::harness::Running::start(command, &bundle.dir.join("io"))
+        .finish()
+        .ok();
     assert_eq!(out.stdout, "out given\n");
     assert_eq!(out.stderr, "err\n");
 }
@@ -244,9 +277,21 @@ fn impossible_oom_score_adj_or_rlimit_is_clamped_with_a_warning() {
     let mut bundle = Bundle::new();
     bundle.args(&["sh", "-c", "ulimit -n; ulimit -Hn"]);
     let table = std::fs::read_to_string("/proc/self/limits").unwrap();
-    let line = table.lines().find(|line| line.starts_with("Max open files")).unwrap();
-    let allowed: u64 = line.split_whitespace().nth(4).unwrap().parse().unwrap_or(u64::MAX);
-    let caps = caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_RESOURCE);
+    let line = table
+        .lines()
+        .find(|line| line.starts_with("Max open files"))
+        .unwrap();
+    let allowed: u64 = line
+        .split_whitespace()
+        .nth(4)
+        .unwrap()
+        .parse()
+        .unwrap_or(u64::MAX);
+    let caps = caps::has_cap(
+        None,
+        caps::CapSet::Effective,
+        caps::Capability::CAP_SYS_RESOURCE,
+    );
     if caps.unwrap() || allowed >= 1_048_576 {
         skip!("this caller may raise the limit: nothing to clamp");
     }
@@ -255,16 +300,36 @@ fn impossible_oom_score_adj_or_rlimit_is_clamped_with_a_warning() {
     bundle.write();
     let (log, dir) = (bundle.host("log"), bundle.bundle_dir());
     let out = bundle
-        .call(&["--log", log.to_str().unwrap(), "--log-format", "json", "run", "--bundle",
-            dir.to_str().unwrap(), &bundle.id])
+        .call(&[
+            "--log",
+            log.to_str().unwrap(),
+            "--log-format",
+            "json",
+            "run",
+            "--bundle",
+            dir.to_str().unwrap(),
+            &bundle.id,
+        ])
         .ok();
-    assert_eq!(out.text(), format!("{allowed}\n{allowed}"), "{}", runtime().path.display());
-    assert!(out.stderr.contains("RLIMIT_NOFILE"), "a warning on stderr: {out:#?}");
+    assert_eq!(
+        out.text(),
+        format!("{allowed}\n{allowed}"),
+        "{}",
+        runtime().path.display()
+    );
+    assert!(
+        out.stderr.contains("RLIMIT_NOFILE"),
+        "a warning on stderr: {out:#?}"
+    );
     let log = std::fs::read_to_string(&log).unwrap();
-    let warned = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let warned = log
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
     let warned: Vec<_> = warned.filter(|line| line["level"] == "warning").collect();
     assert!(
-        warned.iter().any(|line| line["msg"].as_str().unwrap().contains("RLIMIT_NOFILE")),
+        warned
+            .iter()
+            .any(|line| line["msg"].as_str().unwrap().contains("RLIMIT_NOFILE")),
         "a warning in the log: {log}"
     );
 }

@@ -20,7 +20,10 @@ fn readonly_root() {
 fn writable_root() {
     let bundle = Bundle::sh("echo text > /made");
     bundle.run().ok();
-    assert_eq!(fs::read_to_string(bundle.rootfs("/made")).unwrap(), "text\n");
+    assert_eq!(
+        fs::read_to_string(bundle.rootfs("/made")).unwrap(),
+        "text\n"
+    );
 }
 
 #[test]
@@ -36,7 +39,8 @@ fn absolute_root_path() {
 #[test]
 fn missing_pieces_of_the_tree_are_made() {
     // An image may lack /proc, /dev and /sys.
-    let bundle = Bundle::sh("cat /proc/1/comm; test -c /dev/null && test -d /sys/kernel && echo all");
+    let bundle =
+        Bundle::sh("cat /proc/1/comm; test -c /dev/null && test -d /sys/kernel && echo all");
     for dir in ["proc", "dev", "sys"] {
         fs::remove_dir(bundle.rootfs(dir)).unwrap();
     }
@@ -46,7 +50,9 @@ fn missing_pieces_of_the_tree_are_made() {
 #[test]
 fn hostname() {
     let mut bundle = Bundle::new();
-    bundle.args(&["hostname"]).set("/hostname", json!("box.example"));
+    bundle
+        .args(&["hostname"])
+        .set("/hostname", json!("box.example"));
     assert_eq!(bundle.run().ok().text(), "box.example");
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
     assert_ne!(host.trim(), "box.example");
@@ -54,23 +60,35 @@ fn hostname() {
 
 #[test]
 fn masked_file_reads_empty_and_directory_is_empty() {
-    let mut bundle = Bundle::sh("wc -c < /etc/secret; ls -A /secrets | wc -l; echo x > /secrets/y || echo refused");
+    let mut bundle = Bundle::sh(
+        "wc -c < /etc/secret; ls -A /secrets | wc -l; echo x > /secrets/y || echo refused",
+    );
     fs::write(bundle.rootfs("/etc/secret"), "secret").unwrap();
     fs::create_dir(bundle.rootfs("/secrets")).unwrap();
     fs::write(bundle.rootfs("/secrets/key"), "secret").unwrap();
-    bundle.set("/linux/maskedPaths", json!(["/etc/secret", "/secrets", "/not/there"]));
+    bundle.set(
+        "/linux/maskedPaths",
+        json!(["/etc/secret", "/secrets", "/not/there"]),
+    );
     assert_eq!(bundle.run().ok().text(), "0\n0\nrefused");
-    assert_eq!(fs::read_to_string(bundle.rootfs("/etc/secret")).unwrap(), "secret");
+    assert_eq!(
+        fs::read_to_string(bundle.rootfs("/etc/secret")).unwrap(),
+        "secret"
+    );
 }
 
 #[test]
 fn masked_paths_of_proc_and_sys() {
-    let bundle = Bundle::sh("wc -c < /proc/keys; ls -A /sys/firmware | wc -l; cat /proc/self/mountinfo");
+    let bundle =
+        Bundle::sh("wc -c < /proc/keys; ls -A /sys/firmware | wc -l; cat /proc/self/mountinfo");
     let out = bundle.run().ok();
     assert!(out.stdout.starts_with("0\n0\n"), "{out:?}");
     let table = out.stdout.splitn(3, '\n').nth(2).unwrap();
     let firmware = mount_at(&parse_mountinfo(table), "/sys/firmware");
-    assert!(firmware.kind == "tmpfs" && firmware.has(&["ro"]), "{firmware:?}");
+    assert!(
+        firmware.kind == "tmpfs" && firmware.has(&["ro"]),
+        "{firmware:?}"
+    );
 }
 
 #[test]
@@ -81,12 +99,21 @@ fn readonly_paths() {
     );
     fs::create_dir(bundle.rootfs("/data")).unwrap();
     fs::write(bundle.rootfs("/data/file"), "kept\n").unwrap();
-    bundle.set("/linux/readonlyPaths", json!(["/proc/sys", "/data", "/not/there"]));
+    bundle.set(
+        "/linux/readonlyPaths",
+        json!(["/proc/sys", "/data", "/not/there"]),
+    );
     let out = bundle.run().ok();
-    assert!(out.stdout.starts_with("refused\nkept\nrefused\n"), "{out:?}");
+    assert!(
+        out.stdout.starts_with("refused\nkept\nrefused\n"),
+        "{out:?}"
+    );
     let table = out.stdout.splitn(4, '\n').nth(3).unwrap();
     let proc_sys = mount_at(&parse_mountinfo(table), "/proc/sys");
-    assert!(proc_sys.kind == "proc" && proc_sys.has(&["ro"]), "{proc_sys:?}");
+    assert!(
+        proc_sys.kind == "proc" && proc_sys.has(&["ro"]),
+        "{proc_sys:?}"
+    );
     assert!(mount_at(&parse_mountinfo(table), "/data").has(&["ro"]));
 }
 
@@ -138,7 +165,10 @@ fn sysctl_of_the_host_is_refused() {
         let mut bundle = Bundle::new();
         if let Some(namespace) = without {
             bundle.without_namespace(namespace);
-            bundle.config["mounts"].as_array_mut().unwrap().retain(|mount| mount["type"] != "mqueue");
+            bundle.config["mounts"]
+                .as_array_mut()
+                .unwrap()
+                .retain(|mount| mount["type"] != "mqueue");
         }
         bundle.set(&"/linux/sysctl".to_string(), json!({ name: "1" }));
         let out = bundle.run().code(1);
@@ -150,7 +180,10 @@ fn sysctl_of_the_host_is_refused() {
 #[test]
 fn annotations_are_in_the_state() {
     let mut bundle = Bundle::sh("sleep 100");
-    bundle.set("/annotations", json!({"org.example.key": "value é", "empty": ""}));
+    bundle.set(
+        "/annotations",
+        json!({"org.example.key": "value é", "empty": ""}),
+    );
     bundle.create().ok();
     assert_eq!(bundle.state()["annotations"]["org.example.key"], "value é");
     assert_eq!(bundle.state()["annotations"]["empty"], "");

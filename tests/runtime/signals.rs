@@ -7,7 +7,10 @@ use crate::harness::{Bundle, wait_for};
 #[test]
 fn signals_are_forwarded() {
     let names = ["HUP", "INT", "QUIT", "USR1", "USR2", "TERM", "CONT", "ALRM"];
-    let traps: Vec<String> = names.iter().map(|name| format!("trap 'echo got {name}' {name}")).collect();
+    let traps: Vec<String> = names
+        .iter()
+        .map(|name| format!("trap 'echo got {name}' {name}"))
+        .collect();
     let bundle = Bundle::sh(&format!(
         "{}; trap 'exit 5' PIPE; echo ready; while :; do sleep 0.02; done",
         traps.join("; ")
@@ -16,7 +19,9 @@ fn signals_are_forwarded() {
     wait_for("ready", || running.stdout().contains("ready"));
     for name in names {
         running.signal(format!("SIG{name}").parse::<Signal>().unwrap());
-        wait_for(&format!("{name} to arrive"), || running.stdout().contains(&format!("got {name}\n")));
+        wait_for(&format!("{name} to arrive"), || {
+            running.stdout().contains(&format!("got {name}\n"))
+        });
     }
     bundle.kill("PIPE").ok();
     running.finish().code(5);

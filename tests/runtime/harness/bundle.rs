@@ -29,8 +29,14 @@ pub fn busybox_tree(root: &Path) {
     static APPLETS: OnceLock<Vec<String>> = OnceLock::new();
     let applets = APPLETS.get_or_init(|| {
         let list = Command::new("/bin/busybox").arg("--list").output();
-        let list = list.expect("tests need busybox-static at /bin/busybox").stdout;
-        String::from_utf8(list).unwrap().lines().map(str::to_string).collect()
+        let list = list
+            .expect("tests need busybox-static at /bin/busybox")
+            .stdout;
+        String::from_utf8(list)
+            .unwrap()
+            .lines()
+            .map(str::to_string)
+            .collect()
     });
     for dir in ["bin", "etc", "proc", "sys", "dev", "tmp", "root", "run"] {
         fs::create_dir_all(root.join(dir)).unwrap();
@@ -44,7 +50,11 @@ pub fn busybox_tree(root: &Path) {
         "root:x:0:0:root:/root:/bin/sh\nann:x:1000:1001:Ann:/home/ann:/bin/sh\n",
     )
     .unwrap();
-    fs::write(root.join("etc/group"), "root:x:0:\nann:x:1001:\nextra:x:2000:ann\n").unwrap();
+    fs::write(
+        root.join("etc/group"),
+        "root:x:0:\nann:x:1001:\nextra:x:2000:ann\n",
+    )
+    .unwrap();
 }
 
 impl Bundle {
@@ -59,7 +69,11 @@ impl Bundle {
             fs::create_dir_all(dir.join(sub)).unwrap();
         }
         busybox_tree(&dir.join("bundle/rootfs"));
-        Self { id, dir, config: config::base() }
+        Self {
+            id,
+            dir,
+            config: config::base(),
+        }
     }
 
     /// A bundle that runs this shell script.
@@ -76,7 +90,9 @@ impl Bundle {
 
     /// A path inside the rootfs, seen from outside.
     pub fn rootfs(&self, path: &str) -> PathBuf {
-        self.dir.join("bundle/rootfs").join(path.trim_start_matches('/'))
+        self.dir
+            .join("bundle/rootfs")
+            .join(path.trim_start_matches('/'))
     }
 
     /// The state directory given with `--root`.
@@ -109,7 +125,11 @@ impl Bundle {
 
     /// Appends to the array at a JSON pointer, made where it is not there.
     pub fn push(&mut self, pointer: &str, value: Value) -> &mut Self {
-        let mut list = self.config.pointer(pointer).cloned().unwrap_or_else(|| json!([]));
+        let mut list = self
+            .config
+            .pointer(pointer)
+            .cloned()
+            .unwrap_or_else(|| json!([]));
         list.as_array_mut().unwrap().push(value);
         self.set(pointer, list)
     }
@@ -117,13 +137,22 @@ impl Bundle {
     /// Removes the value at a JSON pointer.
     pub fn unset(&mut self, pointer: &str) -> &mut Self {
         let (parent, key) = pointer.rsplit_once('/').unwrap();
-        let parent = self.config.pointer_mut(parent).and_then(Value::as_object_mut);
+        let parent = self
+            .config
+            .pointer_mut(parent)
+            .and_then(Value::as_object_mut);
         parent.expect("the object to remove from").remove(key);
         self
     }
 
     /// Adds a mount.
-    pub fn mount(&mut self, destination: &str, kind: &str, source: &str, options: &[&str]) -> &mut Self {
+    pub fn mount(
+        &mut self,
+        destination: &str,
+        kind: &str,
+        source: &str,
+        options: &[&str],
+    ) -> &mut Self {
         self.push(
             "/mounts",
             json!({"destination": destination, "type": kind, "source": source, "options": options}),
@@ -159,7 +188,9 @@ impl Bundle {
         let mut command = Command::new(&runtime().path);
         command.arg("--root").arg(self.state_root()).args(args);
         // Tags the processes that the runtime leaves, for the leak check.
-        command.env("ISORUN_TEST_ID", &self.id).env_remove("XDG_RUNTIME_DIR");
+        command
+            .env("ISORUN_TEST_ID", &self.id)
+            .env_remove("XDG_RUNTIME_DIR");
         command.env_remove("LISTEN_FDS").env_remove("NOTIFY_SOCKET");
         command.current_dir(&self.dir).stdin(Stdio::null());
         command
@@ -250,7 +281,9 @@ impl Bundle {
 
     /// Waits for a status.
     pub fn wait_status(&self, status: &str) {
-        wait_for(&format!("{} to be {status}", self.id), || self.status() == status);
+        wait_for(&format!("{} to be {status}", self.id), || {
+            self.status() == status
+        });
     }
 
     /// Waits for a file below the `host` directory and gives its text.
@@ -308,7 +341,10 @@ impl Bundle {
 
 impl Drop for Bundle {
     fn drop(&mut self) {
-        let states = fs::read_dir(self.state_root()).into_iter().flatten().flatten();
+        let states = fs::read_dir(self.state_root())
+            .into_iter()
+            .flatten()
+            .flatten();
         for entry in states {
             let id = entry.file_name().to_string_lossy().into_owned();
             let mut command = self.command(&["delete", "--force", &id]);
@@ -320,7 +356,10 @@ impl Drop for Bundle {
             let _ = fs::remove_dir_all(&self.dir);
         }
         if !std::thread::panicking() {
-            assert!(left.is_empty(), "left behind after delete --force: {left:#?}");
+            assert!(
+                left.is_empty(),
+                "left behind after delete --force: {left:#?}"
+            );
         }
     }
 }

@@ -8,7 +8,10 @@ pub fn cgroups_named(id: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     // In the v2 view the machine's own v1 hierarchies are out of sight, and nothing is made there.
     walk(Path::new("/sys/fs/cgroup"), 8, &mut |dir| {
-        if dir.file_name().is_some_and(|name| name.to_string_lossy().contains(id)) {
+        if dir
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().contains(id))
+        {
             found.push(dir.to_path_buf());
         }
     });
@@ -17,7 +20,9 @@ pub fn cgroups_named(id: &str) -> Vec<PathBuf> {
 
 fn walk(dir: &Path, depth: u32, visit: &mut dyn FnMut(&Path)) {
     // Other tests' cgroups come and go meanwhile: what vanishes is no error.
-    let Ok(entries) = fs::read_dir(dir) else { return };
+    let Ok(entries) = fs::read_dir(dir) else {
+        return;
+    };
     for entry in entries.flatten() {
         if depth > 0 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             walk(&entry.path(), depth - 1, visit);
@@ -30,7 +35,11 @@ fn walk(dir: &Path, depth: u32, visit: &mut dyn FnMut(&Path)) {
 pub fn processes_tagged(id: &str) -> Vec<(i32, String)> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").expect("/proc").flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<i32>().ok())
+        else {
             continue;
         };
         if pid == i32::try_from(std::process::id()).unwrap() || is_zombie(pid) {
@@ -61,7 +70,10 @@ pub fn is_zombie(pid: i32) -> bool {
 pub fn mounts_below(dir: &Path) -> Vec<String> {
     let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
     let points = table.lines().filter_map(|line| line.split(' ').nth(4));
-    points.filter(|point| Path::new(point).starts_with(dir)).map(str::to_string).collect()
+    points
+        .filter(|point| Path::new(point).starts_with(dir))
+        .map(str::to_string)
+        .collect()
 }
 
 /// Everything that is left of a container, one line each; empty when it left nothing.

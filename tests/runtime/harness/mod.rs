@@ -40,21 +40,39 @@ pub fn runtime() -> &'static Runtime {
         let said = said.unwrap_or_else(|error| panic!("{} --version: {error}", path.display()));
         let said = String::from_utf8_lossy(&said.stdout).into_owned();
         // Known by what it is not, so that an isorun with a broken --version is still isorun.
-        let reference = ["runc", "crun", "youki"].iter().any(|name| said.starts_with(name));
-        let version = if reference { parse_version(&said) } else { (u32::MAX, 0) };
-        Runtime { path, isorun: !reference, version }
+        let reference = ["runc", "crun", "youki"]
+            .iter()
+            .any(|name| said.starts_with(name));
+        let version = if reference {
+            parse_version(&said)
+        } else {
+            (u32::MAX, 0)
+        };
+        Runtime {
+            path,
+            isorun: !reference,
+            version,
+        }
     })
 }
 
 fn parse_version(said: &str) -> (u32, u32) {
-    let word = said.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
-    let mut parts = word.unwrap_or("0.0").split('.').map(|part| part.parse().unwrap_or(0));
+    let word = said
+        .split_whitespace()
+        .find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+    let mut parts = word
+        .unwrap_or("0.0")
+        .split('.')
+        .map(|part| part.parse().unwrap_or(0));
     (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
 }
 
 fn search(name: &str) -> PathBuf {
     let path = std::env::var("PATH").unwrap_or_default();
-    let found = path.split(':').map(|dir| Path::new(dir).join(name)).find(|path| path.is_file());
+    let found = path
+        .split(':')
+        .map(|dir| Path::new(dir).join(name))
+        .find(|path| path.is_file());
     found.unwrap_or_else(|| panic!("RUNTIME={name}: no such program in PATH ({path})"))
 }
 
@@ -87,7 +105,8 @@ pub fn controller_usable(name: &str) -> bool {
 
 /// The directory of the cgroup that a process is in, for a controller (in v2 the one tree).
 pub fn cgroup_dir(pid: i32, controller: &str) -> PathBuf {
-    let list = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("the process's cgroups");
+    let list =
+        std::fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("the process's cgroups");
     for line in list.lines() {
         let mut parts = line.splitn(3, ':');
         let (_, names, path) = (parts.next(), parts.next().unwrap(), parts.next().unwrap());
@@ -133,7 +152,12 @@ macro_rules! isorun_only {
 macro_rules! since_runc {
     ($major:literal, $minor:literal, $what:literal) => {
         if crate::harness::runtime().version < ($major, $minor) {
-            skip!("this runc is older than {}.{}, which brought {}", $major, $minor, $what);
+            skip!(
+                "this runc is older than {}.{}, which brought {}",
+                $major,
+                $minor,
+                $what
+            );
         }
     };
 }

@@ -20,7 +20,9 @@ pub struct Mount {
 impl Mount {
     /// Whether the mount has each of these options.
     pub fn has(&self, options: &[&str]) -> bool {
-        options.iter().all(|wanted| self.options.iter().any(|option| option == wanted))
+        options
+            .iter()
+            .all(|wanted| self.options.iter().any(|option| option == wanted))
     }
 
     /// Whether the file system has this option.
@@ -35,7 +37,10 @@ pub fn parse_mountinfo(text: &str) -> Vec<Mount> {
     let mut mounts = Vec::new();
     for line in text.lines() {
         let words: Vec<&str> = line.split(' ').collect();
-        let dash = words.iter().position(|word| *word == "-").expect("a mountinfo line");
+        let dash = words
+            .iter()
+            .position(|word| *word == "-")
+            .expect("a mountinfo line");
         mounts.push(Mount {
             root: words[3].to_string(),
             point: words[4].to_string(),
@@ -52,5 +57,7 @@ pub fn parse_mountinfo(text: &str) -> Vec<Mount> {
 #[track_caller]
 pub fn mount_at(mounts: &[Mount], point: &str) -> Mount {
     let found = mounts.iter().rev().find(|mount| mount.point == point);
-    found.unwrap_or_else(|| panic!("nothing is mounted at {point}: {mounts:#?}")).clone()
+    found
+        .unwrap_or_else(|| panic!("nothing is mounted at {point}: {mounts:#?}"))
+        .clone()
 }

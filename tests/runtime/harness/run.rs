@@ -14,7 +14,10 @@ const LIMIT: Duration = Duration::from_secs(40);
 pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} in vain for: {what}");
+        assert!(
+            start.elapsed() < LIMIT,
+            "waited {LIMIT:?} in vain for: {what}"
+        );
         sleep(Duration::from_millis(5));
     }
 }
@@ -77,9 +80,19 @@ impl Running {
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let (stdout, stderr) = (dir.join(format!("out.{n}")), dir.join(format!("err.{n}")));
         let name = format!("{command:?}");
-        command.stdout(File::create(&stdout).unwrap()).stderr(File::create(&stderr).unwrap());
-        let child = command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
-        Self { child, name, stdout, stderr, status: None }
+        command
+            .stdout(File::create(&stdout).unwrap())
+            .stderr(File::create(&stderr).unwrap());
+        let child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        Self {
+            child,
+            name,
+            stdout,
+            stderr,
+            status: None,
+        }
     }
 
     /// The pid of the command.
@@ -110,8 +123,13 @@ impl Running {
         let start = Instant::now();
         while self.alive() {
             if start.elapsed() > LIMIT {
-                let stderr = String::from_utf8_lossy(&std::fs::read(&self.stderr).unwrap()).into_owned();
-                panic!("hang: {} not done in {LIMIT:?}\n{}\n{stderr}", self.name, self.stdout());
+                let stderr =
+                    String::from_utf8_lossy(&std::fs::read(&self.stderr).unwrap()).into_owned();
+                panic!(
+                    "hang: {} not done in {LIMIT:?}\n{}\n{stderr}",
+                    self.name,
+                    self.stdout()
+                );
             }
             sleep(Duration::from_millis(2));
         }
@@ -120,7 +138,10 @@ impl Running {
         let stderr = std::fs::read(&self.stderr).unwrap_or_default();
         Output {
             command: self.name.clone(),
-            code: status.code().or(status.signal().map(|signal| 128 + signal)).unwrap(),
+            code: status
+                .code()
+                .or(status.signal().map(|signal| 128 + signal))
+                .unwrap(),
             stdout: self.stdout(),
             stderr: String::from_utf8_lossy(&stderr).into_owned(),
         }
