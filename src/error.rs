@@ -144,7 +144,11 @@ impl fmt::Display for Error {
             Some(errno) => format!("{} ({})", inner.detail, errno_words(errno)),
             None => inner.detail.clone(),
         };
-        for part in [&head, &cause].into_iter().filter(|part| !part.is_empty()).enumerate() {
+        for part in [&head, &cause]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .enumerate()
+        {
             if part.0 > 0 {
                 f.write_str(": ")?;
             }
@@ -159,7 +163,10 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Error").field(&self.0.kind).field(&self.to_string()).finish()
+        f.debug_tuple("Error")
+            .field(&self.0.kind)
+            .field(&self.to_string())
+            .finish()
     }
 }
 
@@ -184,6 +191,9 @@ mod tests {
             Error::new(Kind::NotFound, "container \"x\" does not exist").to_string(),
             "container \"x\" does not exist"
         );
-        assert_eq!(mount.context("create").to_string().split(' ').next(), Some("create:"));
+        assert_eq!(
+            mount.context("create").to_string().split(' ').next(),
+            Some("create:")
+        );
     }
 }
