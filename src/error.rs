@@ -8,9 +8,10 @@
 use std::fmt;
 
 use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
 
 /// What sort of failure it is, as far as callers must tell them apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     /// The command line is wrong.
     Usage,
@@ -29,15 +30,15 @@ pub enum Kind {
 }
 
 /// An error as one readable sentence; see the module documentation.
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Error(Box<Inner>);
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Inner {
     kind: Kind,
     operation: String,
     subject: String,
-    errno: Option<Errno>,
+    errno: Option<i32>,
     detail: String,
     remedy: String,
 }
@@ -63,7 +64,7 @@ impl Error {
         let mut error = Self::new(Kind::System, "");
         error.0.operation = operation.into();
         error.0.subject = subject.into();
-        error.0.errno = Some(errno);
+        error.0.errno = Some(errno as i32);
         error
     }
 
@@ -116,7 +117,7 @@ impl Error {
 
     /// The errno behind it, where there is one.
     pub fn errno(&self) -> Option<Errno> {
-        self.0.errno
+        self.0.errno.map(Errno::from_raw)
     }
 }
 
@@ -138,7 +139,7 @@ impl fmt::Display for Error {
                 head.push_str(part);
             }
         }
-        let cause = match inner.errno {
+        let cause = match self.errno() {
             Some(errno) if inner.detail.is_empty() => errno_words(errno),
             Some(errno) => format!("{} ({})", inner.detail, errno_words(errno)),
             None => inner.detail.clone(),

@@ -12,5 +12,16 @@
 //!    -> output   JSON on stdout, errors on stderr and in --log
 //! ```
 
+pub mod cgroup;
+pub mod cli;
+pub mod engine;
 pub mod error;
+pub mod exit;
+pub mod host;
+pub mod log;
+pub mod plan;
+pub mod seccomp;
+pub mod spec;
+pub mod state;
 pub mod sys;
+pub mod time;

@@ -1,0 +1,241 @@
+//! Facts: which cgroup hierarchies are mounted, and where this process is in each.
+
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use oci_spec::runtime::Linux;
+use serde::{Deserialize, Serialize};
+
+use super::fs::read_path;
+use super::limits;
+use crate::error::{Error, Result};
+
+/// Where every distribution mounts cgroups.
+const DEFAULT_MOUNT: &str = "/sys/fs/cgroup";
+
+/// How cgroups are mounted here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// One unified hierarchy.
+    V2,
+    /// One hierarchy for each controller or group of controllers.
+    V1,
+    /// v1 hierarchies, and a v2 hierarchy beside them.
+    Hybrid,
+    /// No cgroup file system is mounted.
+    None,
+}
+
+/// The mounted hierarchies: plain data, a part of the plan's host facts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hierarchies {
+    /// Which kind of set-up this is.
+    pub mode: Mode,
+    /// The v1 hierarchies, in the order in which they are mounted; none in mode v2.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub v1: Vec<V1Hierarchy>,
+    /// The v2 hierarchy, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub v2: Option<V2Hierarchy>,
+}
+
+/// One mounted v1 hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct V1Hierarchy {
+    /// The controllers in it, as /proc/self/cgroup names them: `cpu`, `cpuacct`, `name=systemd`.
+    pub controllers: Vec<String>,
+    /// Where it is mounted.
+    pub mount: PathBuf,
+    /// This process's own cgroup in it, as a path below the mount point that starts with `/`.
+    pub own: String,
+}
+
+/// The mounted v2 hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct V2Hierarchy {
+    /// Where it is mounted.
+    pub mount: PathBuf,
+    /// This process's own cgroup in it, as a path below the mount point that starts with `/`.
+    pub own: String,
+    /// The controllers that its root offers; `None` when nobody needed to know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub controllers: Option<Vec<String>>,
+}
+
+impl Hierarchies {
+    /// No cgroups at all.
+    pub fn none() -> Self {
+        Self {
+            mode: Mode::None,
+            v1: Vec::new(),
+            v2: None,
+        }
+    }
+}
+
+/// Finds out how cgroups are mounted and where this process is in them.
+///
+/// On pure v2 that is one statfs and /proc/self/cgroup; only otherwise is the mount table read,
+/// once. The list of v2 controllers is read only where the limits in `linux` need one.
+///
+/// # Errors
+/// A file under /proc or the list of controllers that cannot be read.
+pub fn detect(linux: Option<&Linux>) -> Result<Hierarchies> {
+    let own = match read_path(Path::new("/proc/self/cgroup")) {
+        Ok(text) => text,
+        // A kernel without cgroups has no such file.
+        Err(Errno::ENOENT) => return Ok(Hierarchies::none()),
+        Err(errno) => return Err(Error::os("read", "/proc/self/cgroup", errno)),
+    };
+    let unified =
+        statfs(DEFAULT_MOUNT).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC);
+    let mut found = if unified {
+        let own = own_path(&own, "").unwrap_or("/");
+        Hierarchies {
+            mode: Mode::V2,
+            v1: Vec::new(),
+            v2: Some(V2Hierarchy {
+                mount: DEFAULT_MOUNT.into(),
+                own: below("/", own),
+                controllers: None,
+            }),
+        }
+    } else {
+        let mounts = read_path(Path::new("/proc/self/mountinfo"))
+            .map_err(|errno| Error::os("read", "/proc/self/mountinfo", errno))?;
+        parse(&own, &mounts)
+    };
+    if let Some(v2) = &mut found.v2
+        && limits::needs_controllers(linux)
+    {
+        v2.controllers = Some(available(&v2.mount)?);
+    }
+    Ok(found)
+}
+
+fn available(mount: &Path) -> Result<Vec<String>> {
+    let file = mount.join("cgroup.controllers");
+    let text =
+        read_path(&file).map_err(|errno| Error::os("read", file.display().to_string(), errno))?;
+    Ok(text.split_whitespace().map(str::to_string).collect())
+}
+
+/// The hierarchies that /proc/self/cgroup and /proc/self/mountinfo tell of.
+pub(super) fn parse(own: &str, mountinfo: &str) -> Hierarchies {
+    let mut found = Hierarchies::none();
+    for mount in mountinfo.lines().filter_map(MountLine::parse) {
+        if mount.fs == "cgroup2" {
+            // Further mounts of the same hierarchy show the same cgroups.
+            if found.v2.is_none() {
+                let path = own_path(own, "").unwrap_or("/");
+                found.v2 = Some(V2Hierarchy {
+                    mount: mount.point,
+                    own: below(&mount.root, path),
+                    controllers: None,
+                });
+            }
+        } else if let Some((names, path)) = v1_line(own, &mount.options) {
+            if found.v1.iter().any(|known| known.controllers == names) {
+                continue;
+            }
+            found.v1.push(V1Hierarchy {
+                controllers: names,
+                own: below(&mount.root, path),
+                mount: mount.point,
+            });
+        }
+    }
+    found.mode = match (found.v1.is_empty(), &found.v2) {
+        (true, None) => Mode::None,
+        (true, Some(_)) => Mode::V2,
+        (false, None) => Mode::V1,
+        (false, Some(_)) => Mode::Hybrid,
+    };
+    found
+}
+
+struct MountLine {
+    root: String,
+    point: PathBuf,
+    fs: String,
+    options: Vec<String>,
+}
+
+impl MountLine {
+    /// One line of mountinfo (proc_pid_mountinfo(5)), if it is a cgroup mount.
+    fn parse(line: &str) -> Option<Self> {
+        let (mount, fs) = line.split_once(" - ")?;
+        let mut fs = fs.split(' ');
+        let kind = fs
+            .next()
+            .filter(|kind| *kind == "cgroup" || *kind == "cgroup2")?;
+        let options = fs.nth(1)?;
+        let mut mount = mount.split(' ').skip(3);
+        Some(Self {
+            root: unescape(mount.next()?),
+            point: unescape(mount.next()?).into(),
+            fs: kind.to_string(),
+            options: options.split(',').map(str::to_string).collect(),
+        })
+    }
+}
+
+/// Undoes the octal escapes of mountinfo for space, tab, newline and backslash.
+fn unescape(text: &str) -> String {
+    let mut out = text.to_string();
+    for (escape, plain) in [
+        ("\\040", " "),
+        ("\\011", "\t"),
+        ("\\012", "\n"),
+        ("\\134", "\\"),
+    ] {
+        if out.contains(escape) {
+            out = out.replace(escape, plain);
+        }
+    }
+    out
+}
+
+/// The path in the line of /proc/self/cgroup whose controllers are `controllers` (`""`: v2).
+fn own_path<'a>(own: &'a str, controllers: &str) -> Option<&'a str> {
+    own.lines().find_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (names, path) = rest.split_once(':')?;
+        (names == controllers).then_some(path)
+    })
+}
+
+/// The line of /proc/self/cgroup for a v1 mount with these options: its controllers and path.
+///
+/// The controllers of the line are what counts: the mount options hold others as well (`rw`,
+/// `xattr`, `release_agent=`), and their order differs.
+fn v1_line<'a>(own: &'a str, options: &[String]) -> Option<(Vec<String>, &'a str)> {
+    own.lines().find_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (names, path) = rest.split_once(':')?;
+        let names: Vec<String> = names.split(',').map(str::to_string).collect();
+        let all = !names[0].is_empty() && names.iter().all(|name| options.contains(name));
+        all.then_some((names, path))
+    })
+}
+
+/// `path` as seen below a mount whose root is `root`: inside a container /proc/self/cgroup may tell
+/// the host's path, of which only the part below the mount's root can be reached.
+fn below(root: &str, path: &str) -> String {
+    if path.split('/').any(|part| part == "..") {
+        // Outside of the cgroup namespace's root: nothing there can be reached from here.
+        return "/".into();
+    }
+    let rest = match root {
+        "/" => Some(path),
+        _ => path
+            .strip_prefix(root)
+            .filter(|rest| rest.is_empty() || rest.starts_with('/')),
+    };
+    match rest {
+        Some(rest) if !rest.is_empty() => rest.to_string(),
+        _ => "/".into(),
+    }
+}

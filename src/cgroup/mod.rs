@@ -1,0 +1,39 @@
+//! The cgroup manager: v1, hybrid and v2, by plain files.
+//!
+//! ```text
+//! detect   what is mounted, and where this process is in it    -> Hierarchies   (facts)
+//! plan     pure: what the configuration asks for               -> CgroupPlan    (data)
+//! create   mkdir, limits in order, each read back, device rules -> Cgroup
+//! Placed   the record of it in the state directory: processes, signals, kill, frozen, remove
+//! ```
+//!
+//! Paths follow runc's cgroupfs driver, so that engines that compute them find what they expect.
+//! On v2 a container is born in its cgroup ([`Cgroup::clone_fd`]); on v1 the child enters by
+//! itself ([`Cgroup::entry`]) or is put there ([`Cgroup::join`]).
+//!
+//! What delete removes is what create made: [`Placed`] names those directories, and it can be
+//! written before they exist ([`Placed::planned`]), so a runtime that was killed in between
+//! leaves nothing that `delete --force` does not find.
+
+mod create;
+mod devices;
+mod fs;
+mod hierarchies;
+mod limits;
+mod placed;
+mod plan;
+mod readback;
+mod v1;
+mod v2;
+mod view;
+
+#[cfg(test)]
+mod tests;
+
+pub use create::{Cgroup, Entry, refused_devices};
+pub use devices::{Access, DeviceKind, DeviceRule, Devices};
+pub use hierarchies::{Hierarchies, Mode, V1Hierarchy, V2Hierarchy, detect};
+pub use placed::{Placed, PlacedDir};
+pub use plan::{CgroupPlan, Ignored, PlannedDir, Version, Write, plan};
+pub use readback::Check;
+pub use view::{MountView, ViewEntry, mount_view};

@@ -1,0 +1,256 @@
+//! Pure: from `linux.cgroupsPath` and `linux.resources` to directories, writes and device rules.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Linux;
+use serde::{Deserialize, Serialize};
+
+use super::devices::Devices;
+use super::hierarchies::{Hierarchies, Mode};
+use super::limits;
+use super::readback::Check;
+use crate::error::{Error, Result};
+
+/// Which kind of hierarchy a directory is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Version {
+    /// A v1 hierarchy.
+    V1,
+    /// The v2 hierarchy.
+    V2,
+}
+
+/// What will be made for one container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CgroupPlan {
+    /// How cgroups are mounted.
+    pub mode: Mode,
+    /// One directory for each hierarchy, in the order in which they are made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dirs: Vec<PlannedDir>,
+    /// The child can be cloned into its cgroup: everything it needs is on v2.
+    pub clone_into: bool,
+    /// Fields that have no effect here, with the reason; as under runc, but told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ignored: Vec<Ignored>,
+}
+
+/// A field of the configuration that has no effect on this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ignored {
+    /// Its JSON path.
+    pub field: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// The container's cgroup in one hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedDir {
+    /// v1 or v2.
+    pub version: Version,
+    /// v1: the controllers of the hierarchy. v2: those that must be enabled for the limits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub controllers: Vec<String>,
+    /// Where the hierarchy is mounted.
+    pub mount: PathBuf,
+    /// The container's directory, absolute.
+    pub path: PathBuf,
+    /// The limits, in the order in which they are written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub writes: Vec<Write>,
+    /// The device rules, where this hierarchy is the one that enforces them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub devices: Option<Devices>,
+}
+
+/// One value for one file of a controller.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Write {
+    /// The controller that owns the file.
+    pub controller: String,
+    /// The file's name.
+    pub file: String,
+    /// What is written.
+    pub value: String,
+    /// The JSON path of the field that asks for it.
+    pub field: String,
+    /// How it is compared with what is read back.
+    pub check: Check,
+    /// A kernel without this file does no harm: the value is what it does without.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub optional: bool,
+    /// The value is "no limit", which holds where the controller is not there.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub unlimited: bool,
+    /// File, value and check to use where `file` is not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instead: Option<(String, String, Check)>,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+impl Write {
+    /// A value that must read back as `check` says.
+    pub(super) fn new(
+        controller: &str,
+        file: impl Into<String>,
+        value: impl ToString,
+        field: impl Into<String>,
+        check: Check,
+    ) -> Self {
+        Self {
+            controller: controller.into(),
+            file: file.into(),
+            value: value.to_string(),
+            field: field.into(),
+            check,
+            optional: false,
+            unlimited: false,
+            instead: None,
+        }
+    }
+
+    pub(super) fn optional_if(mut self, optional: bool) -> Self {
+        self.optional = optional;
+        self
+    }
+
+    pub(super) fn unlimited_if(mut self, unlimited: bool) -> Self {
+        self.unlimited = unlimited;
+        self
+    }
+
+    pub(super) fn or(mut self, file: &str, value: impl ToString, check: Check) -> Self {
+        self.instead = Some((file.into(), value.to_string(), check));
+        self
+    }
+}
+
+impl PlannedDir {
+    /// The cgroup as a path below the mount point.
+    pub fn inside(&self) -> &Path {
+        self.path.strip_prefix(&self.mount).unwrap_or(Path::new(""))
+    }
+}
+
+impl CgroupPlan {
+    /// The directory on v2, if there is one.
+    pub fn v2(&self) -> Option<&PlannedDir> {
+        self.dirs.iter().find(|dir| dir.version == Version::V2)
+    }
+}
+
+/// Plans the cgroup of container `id`: paths as runc's cgroupfs driver chooses them, limits as
+/// writes in their order, device rules.
+///
+/// `cgroupsPath` absolute: below the mount point of each hierarchy. Relative: below this process's
+/// own cgroup on v1, below the parent of its own cgroup on v2 (which has processes, so it could
+/// hand on no controllers). Missing: as if it were `id`. It never leads above those.
+///
+/// # Errors
+/// An error of kind Spec names a field that is not valid. One of kind System names a limit whose
+/// controller this host lacks.
+pub fn plan(linux: Option<&Linux>, id: &str, host: &Hierarchies) -> Result<CgroupPlan> {
+    let asked = match linux.and_then(|linux| linux.cgroups_path().as_ref()) {
+        Some(path) => path.to_str().ok_or_else(|| {
+            Error::spec("linux.cgroupsPath", "is not UTF-8").remedy("use a plain path")
+        })?,
+        None => "",
+    };
+    if asked.contains('\0') {
+        return Err(Error::spec("linux.cgroupsPath", "holds a NUL character"));
+    }
+    let asked = if clean(asked).is_empty() { id } else { asked };
+    let inner = clean(asked);
+    let absolute = asked.starts_with('/');
+    let mut dirs = Vec::with_capacity(host.v1.len() + 1);
+    for v1 in &host.v1 {
+        let base = if absolute { "" } else { v1.own.as_str() };
+        dirs.push(PlannedDir {
+            version: Version::V1,
+            controllers: v1.controllers.clone(),
+            path: join(&v1.mount, base, &inner),
+            mount: v1.mount.clone(),
+            writes: Vec::new(),
+            devices: None,
+        });
+    }
+    if let Some(v2) = &host.v2 {
+        let base = match (absolute, host.mode) {
+            (true, _) => "",
+            (false, Mode::V2) => v2.own.rsplit_once('/').map_or("", |(parent, _)| parent),
+            // No controllers are handed on here, so the place is as on v1.
+            (false, _) => v2.own.as_str(),
+        };
+        dirs.push(PlannedDir {
+            version: Version::V2,
+            controllers: Vec::new(),
+            path: join(&v2.mount, base, &inner),
+            mount: v2.mount.clone(),
+            writes: Vec::new(),
+            devices: None,
+        });
+    }
+    let mut plan = CgroupPlan {
+        mode: host.mode,
+        dirs,
+        clone_into: host.mode == Mode::V2,
+        ignored: Vec::new(),
+    };
+    let resources = linux.and_then(|linux| linux.resources().as_ref());
+    limits::apply(&mut plan, host, resources)?;
+    limits::devices(&mut plan, resources)?;
+    Ok(plan)
+}
+
+/// A path below the root, without empty, `.` and `..` parts, and without a slash at either end.
+fn clean(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
+fn join(mount: &Path, base: &str, inner: &str) -> PathBuf {
+    let mut path = mount.to_path_buf();
+    for part in [clean(base).as_str(), inner] {
+        if !part.is_empty() {
+            path.push(part);
+        }
+    }
+    path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cleaned() {
+        for (path, want) in [
+            ("", ""),
+            ("/", ""),
+            ("/a//b/./c/", "a/b/c"),
+            ("../../x", "x"),
+            ("a/../../x", "x"),
+            ("/../../../..", ""),
+            ("system.slice:foo:bar", "system.slice:foo:bar"),
+        ] {
+            assert_eq!(clean(path), want, "{path}");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Pure: what a mount of type `cgroup` in the container is made of.
+//!
+//! As runc has it, with one difference: on a hybrid host the container sees the v2 side as well
+//! (runc leaves it out although the processes are in it).
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::hierarchies::{Hierarchies, Mode};
+use super::plan::{CgroupPlan, Version};
+
+/// How `/sys/fs/cgroup` of the container is made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "kind")]
+pub enum MountView {
+    /// The host has no cgroups.
+    None,
+    /// Mount `cgroup2` at the destination. With a cgroup namespace its root is the container's
+    /// cgroup; without one it is the host's whole tree, so that the paths of /proc/self/cgroup can
+    /// be followed.
+    V2 {
+        /// What to bind instead, where the kernel refuses the mount (EPERM, EBUSY).
+        bind: PathBuf,
+    },
+    /// Mount a tmpfs (`mode=755`) at the destination, and in it:
+    V1 {
+        /// One directory for each hierarchy.
+        entries: Vec<ViewEntry>,
+        /// Symbolic links (name, target) for hierarchies of several controllers.
+        links: Vec<(String, String)>,
+    },
+}
+
+/// One directory below the tmpfs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ViewEntry {
+    /// Its name: `cpu`, `cpu,cpuacct`, `systemd`, `unified`.
+    pub name: String,
+    /// The file system to mount with a cgroup namespace: `cgroup` or `cgroup2`. `None` without one:
+    /// only the bind shows the container no more than its own cgroup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fs: Option<String>,
+    /// The data of that mount: `cpu,cpuacct`, `name=systemd`; empty for `cgroup2`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub data: String,
+    /// The host's directory to bind without a cgroup namespace, or where the mount is refused.
+    pub bind: PathBuf,
+}
+
+/// What to mount for a mount of type `cgroup`, in a container with a cgroup namespace of its own or
+/// without one.
+pub fn mount_view(host: &Hierarchies, plan: &CgroupPlan, cgroup_ns: bool) -> MountView {
+    if host.mode == Mode::V2 {
+        let whole = host.v2.as_ref().map(|v2| v2.mount.clone());
+        let own = plan.v2().map(|dir| dir.path.clone());
+        return match if cgroup_ns { own } else { whole } {
+            Some(bind) => MountView::V2 { bind },
+            None => MountView::None,
+        };
+    }
+    let mut entries = Vec::new();
+    let mut links = Vec::new();
+    for dir in &plan.dirs {
+        let (name, fs, data) = match dir.version {
+            Version::V1 => {
+                let data = dir.controllers.join(",");
+                // The mount point's own name, so that the container finds what the host has.
+                let name = dir
+                    .mount
+                    .file_name()
+                    .map(|name| name.to_string_lossy().into_owned());
+                (name.unwrap_or_else(|| data.clone()), "cgroup", data)
+            }
+            Version::V2 => ("unified".to_string(), "cgroup2", String::new()),
+        };
+        if dir.version == Version::V1 && dir.controllers.len() > 1 {
+            let others = dir
+                .controllers
+                .iter()
+                .filter(|controller| **controller != name);
+            links.extend(others.map(|controller| (controller.clone(), name.clone())));
+        }
+        let fs = cgroup_ns.then(|| fs.to_string());
+        entries.push(ViewEntry {
+            name,
+            fs,
+            data,
+            bind: dir.path.clone(),
+        });
+    }
+    match entries.is_empty() {
+        true => MountView::None,
+        false => MountView::V1 { entries, links },
+    }
+}

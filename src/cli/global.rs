@@ -1,0 +1,171 @@
+//! What stands before the command: `isorun --root DIR --log FILE create …`.
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, ArgMatches, value_parser};
+
+use crate::error::{Error, Kind, Result};
+use crate::log::{self, Format};
+use crate::state::Store;
+
+/// The options that every command has.
+#[derive(Debug)]
+pub struct Global {
+    /// Where containers' state is.
+    pub store: Store,
+}
+
+/// What is needed before the command line is parsed: where errors go, also those of the command
+/// line itself, and which command it is.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Early {
+    /// The command's name.
+    pub command: Option<String>,
+    log: Option<PathBuf>,
+    format: Option<String>,
+    debug: bool,
+}
+
+/// Global options that take a value.
+const WITH_VALUE: [&str; 5] = ["root", "log", "log-format", "rootless", "criu"];
+
+impl Early {
+    /// Reads the options before the command, as far as it understands them.
+    pub fn scan(args: &[OsString]) -> Self {
+        let mut early = Early::default();
+        let mut args = args.iter().skip(1);
+        while let Some(arg) = args.next() {
+            let Some(arg) = arg.to_str() else { break };
+            let Some(option) = arg.strip_prefix("--").filter(|name| !name.is_empty()) else {
+                if arg.starts_with('-') {
+                    continue;
+                }
+                early.command = Some(arg.to_string());
+                break;
+            };
+            let (name, value) = match option.split_once('=') {
+                Some((name, value)) => (name, Some(OsString::from(value))),
+                None if WITH_VALUE.contains(&option) => (option, args.next().cloned()),
+                None => (option, None),
+            };
+            match name {
+                "log" => early.log = value.map(PathBuf::from),
+                "log-format" => {
+                    early.format = value.as_deref().and_then(OsStr::to_str).map(str::to_string);
+                }
+                "debug" => early.debug = true,
+                _ => {}
+            }
+        }
+        early
+    }
+
+    /// Opens the log.
+    ///
+    /// # Errors
+    /// An unknown form, in runc's words; a file that cannot be opened.
+    pub fn start_log(&self) -> Result<()> {
+        let format = match self.format.as_deref() {
+            None | Some("text") => Format::Text,
+            Some("json") => Format::Json,
+            Some(other) => {
+                let sentence = format!("invalid log-format: {other}");
+                return Err(Error::new(Kind::Usage, sentence).remedy("it is text or json"));
+            }
+        };
+        let file = self
+            .log
+            .as_deref()
+            .filter(|path| !path.as_os_str().is_empty());
+        log::init(file, format, self.debug)
+    }
+}
+
+/// The global options, for clap.
+pub fn arguments() -> [Arg; 7] {
+    let path = |name: &'static str| {
+        Arg::new(name)
+            .long(name)
+            .value_parser(value_parser!(PathBuf))
+    };
+    [
+        path("root")
+            .value_name("DIR")
+            .help("Where containers' state is kept [default: /run/isorun]"),
+        path("log")
+            .value_name("FILE")
+            .help("Append errors and warnings to this file as well as to stderr"),
+        Arg::new("log-format")
+            .long("log-format")
+            .value_name("FORM")
+            .help("Form of the lines in the log: text or json [default: text]"),
+        Arg::new("debug")
+            .long("debug")
+            .action(ArgAction::SetTrue)
+            .help("Log what is done, too"),
+        // Engines pass these three; none has an effect yet.
+        Arg::new("systemd-cgroup")
+            .long("systemd-cgroup")
+            .action(ArgAction::SetTrue)
+            .hide(true),
+        Arg::new("rootless").long("rootless").hide(true),
+        Arg::new("criu").long("criu").hide(true),
+    ]
+}
+
+impl Global {
+    /// Takes the global options from what was parsed.
+    ///
+    /// # Errors
+    /// For what is not supported yet; where the current directory has gone.
+    pub fn read(matches: &ArgMatches) -> Result<Self> {
+        if matches.get_flag("systemd-cgroup") {
+            let sentence = "--systemd-cgroup is not supported yet: isorun manages cgroups itself";
+            return Err(Error::new(Kind::Usage, sentence)
+                .remedy("set the engine's cgroup manager to cgroupfs"));
+        }
+        let root = match matches.get_one::<PathBuf>("root") {
+            Some(root) => std::path::absolute(root)
+                .map_err(|error| Error::io("resolve", root.display().to_string(), &error))?,
+            None => Store::default_root(),
+        };
+        Ok(Self {
+            store: Store::new(root),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scan(line: &str) -> Early {
+        Early::scan(&line.split(' ').map(OsString::from).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn what_is_needed_early() {
+        let early = scan("isorun --debug --root /r --log=/l --log-format json create --log /x id");
+        assert_eq!(early.command.as_deref(), Some("create"));
+        assert_eq!(early.log.as_deref(), Some(std::path::Path::new("/l")));
+        assert_eq!((early.format.as_deref(), early.debug), (Some("json"), true));
+        assert_eq!(
+            scan("isorun --root run list").command.as_deref(),
+            Some("list")
+        );
+        assert_eq!(
+            scan("isorun --systemd-cgroup run x").command.as_deref(),
+            Some("run")
+        );
+        assert_eq!(scan("isorun -v"), Early::default());
+        assert_eq!(scan("isorun --log"), Early::default());
+        let wrong = scan("isorun --log-format xml list")
+            .start_log()
+            .unwrap_err();
+        assert!(
+            wrong.to_string().starts_with("invalid log-format: xml"),
+            "{wrong}"
+        );
+    }
+}

@@ -1,0 +1,170 @@
+//! The command line: parse, call, print. One file for each command.
+//!
+//! Flags, output and exit codes follow runc, because engines call isorun in its place. A command's
+//! file has `command()`, what it takes, and `run()`, which asks the layers below and prints.
+
+mod create;
+mod delete;
+mod demo;
+mod features;
+mod global;
+mod kill;
+mod list;
+mod passwd;
+mod plan;
+mod run;
+mod signal;
+mod spec;
+mod start;
+mod state;
+mod usage;
+mod version;
+
+use std::ffi::OsString;
+use std::io::Write;
+
+use clap::builder::NonEmptyStringValueParser;
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+use crate::error::{Error, Kind, Result};
+use crate::exit::Exit;
+use crate::log;
+use global::Global;
+
+/// A command: its name, what it takes, and what it does.
+struct Entry {
+    name: &'static str,
+    about: &'static str,
+    /// Adds description and arguments; only called when the command is the one that was asked for.
+    arguments: fn(Command) -> Command,
+    run: fn(&Global, &ArgMatches) -> Result<Exit>,
+}
+
+/// All commands, in the order in which the help shows them.
+const COMMANDS: [Entry; 11] = [
+    create::ENTRY,
+    start::ENTRY,
+    run::ENTRY,
+    state::ENTRY,
+    kill::ENTRY,
+    delete::ENTRY,
+    list::ENTRY,
+    spec::ENTRY,
+    features::ENTRY,
+    plan::ENTRY,
+    demo::ENTRY,
+];
+
+/// Runs the command that `args` (the program's name first) asks for. Says on stderr and in `--log`
+/// why it failed, where it did.
+pub fn main(args: Vec<OsString>) -> Exit {
+    // The demo's program inside its container does without the rest.
+    let result = match args.get(1) {
+        Some(name) if name == demo::probe::NAME => demo::probe::run(&args[2..]),
+        _ => dispatch(&args),
+    };
+    match result {
+        Ok(exit) => exit,
+        Err(error) => {
+            log::error(&error.to_string());
+            Exit::Failure
+        }
+    }
+}
+
+fn dispatch(args: &[OsString]) -> Result<Exit> {
+    let early = global::Early::scan(args);
+    // Before anything else: these commands end in a process that could reach this binary through
+    // its own /proc/self/exe.
+    if matches!(early.command.as_deref(), Some("create" | "run")) {
+        crate::engine::seal::ensure()?;
+    }
+    // Also a wrong command line is told in the log.
+    early.start_log()?;
+    let matches = match command().try_get_matches_from(args) {
+        Ok(matches) => matches,
+        Err(error) => return usage::answer(&error, early.command.as_deref()),
+    };
+    let global = Global::read(&matches)?;
+    if matches.get_flag("version") {
+        return version::run();
+    }
+    let Some((name, arguments)) = matches.subcommand() else {
+        print(&command().render_help().to_string())?;
+        return Ok(Exit::Success);
+    };
+    match COMMANDS.iter().find(|entry| entry.name == name) {
+        Some(entry) => (entry.run)(&global, arguments),
+        None => Err(Error::new(
+            Kind::Usage,
+            format!("there is no command {name:?}"),
+        )),
+    }
+}
+
+/// The whole command line, for parsing and for the help.
+fn command() -> Command {
+    let commands = COMMANDS.iter().map(|entry| {
+        Command::new(entry.name)
+            .about(entry.about)
+            .defer(entry.arguments)
+    });
+    Command::new("isorun")
+        .about("An OCI container runtime: runs bundles as runc does, and shows its plan first")
+        .args(global::arguments())
+        .arg(
+            Arg::new("version")
+                .long("version")
+                .short('v')
+                .action(ArgAction::SetTrue)
+                .help("Print the version"),
+        )
+        .subcommands(commands)
+        .subcommand_value_name("command")
+        .subcommand_help_heading("Commands")
+}
+
+/// The positional argument that most commands take.
+fn container_id() -> Arg {
+    Arg::new("id")
+        .value_name("container-id")
+        .required(true)
+        .value_parser(NonEmptyStringValueParser::new())
+        .help("The container's name on this host")
+}
+
+/// The value of [`container_id`].
+fn id_of(matches: &ArgMatches) -> Result<&str> {
+    let id: &String = matches
+        .get_one("id")
+        .ok_or_else(|| Error::new(Kind::Usage, "the container ID is missing"))?;
+    crate::state::check_id(id)?;
+    Ok(id)
+}
+
+/// Writes to stdout. That nobody reads it any more (`isorun list | head -1`) is no failure.
+///
+/// # Errors
+/// Where stdout cannot be written, such as a full file system.
+fn print(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::io("write", "stdout", &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints a value as JSON, indented as runc does.
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Error::new(Kind::System, format!("write JSON: {error}")))?;
+    print(&(text + "\n"))
+}
+
+#[cfg(test)]
+mod tests;

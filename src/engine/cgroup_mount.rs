@@ -1,0 +1,128 @@
+//! The mount of type cgroup: what the container sees of its cgroups.
+
+use std::path::Path;
+
+use nix::errno::Errno;
+
+use super::mounts;
+use super::root::{Make, Root};
+use crate::cgroup::{MountView, ViewEntry};
+use crate::error::{Error, Result};
+use crate::plan::{Mount, MountKind};
+use crate::sys::mount::attr;
+
+/// Mounts what `view` says at the target of `mount`, with that mount's flags.
+///
+/// # Errors
+/// A sentence with the target and the errno.
+pub fn mount(root: &Root, mount: &Mount, view: &MountView) -> Result<()> {
+    match view {
+        MountView::None => Err(Error::os(
+            format!("{}: mount cgroup on", mount.field),
+            &mount.target,
+            Errno::ENODEV,
+        )
+        .remedy("the host has no cgroups mounted; leave the mount out")),
+        MountView::V2 { bind } => one(
+            root,
+            mount,
+            mount.target.clone(),
+            Some(("cgroup2", "")),
+            bind,
+        ),
+        MountView::V1 { entries, links } => {
+            tree(root, mount, entries, links)?;
+            finish(root, mount)
+        }
+    }
+}
+
+/// One hierarchy at `target`: a mount of its own, or a bind of the host's directory where the kernel
+/// refuses that.
+fn one(
+    root: &Root,
+    mount: &Mount,
+    target: String,
+    fresh: Option<(&str, &str)>,
+    bind: &Path,
+) -> Result<()> {
+    let mut made = Mount {
+        target,
+        ..mount.clone()
+    };
+    if let Some((fstype, data)) = fresh {
+        made.what = MountKind::Fresh {
+            fstype: fstype.to_string(),
+            source: "cgroup".to_string(),
+            data: data
+                .split(',')
+                .filter(|d| !d.is_empty())
+                .map(parameter)
+                .collect(),
+        };
+        match mounts::mount(root, &made, None) {
+            Err(error) if matches!(error.errno(), Some(Errno::EPERM | Errno::EBUSY)) => {}
+            other => return other,
+        }
+    }
+    made.what = MountKind::Bind {
+        source: bind.to_path_buf(),
+        recursive: false,
+    };
+    mounts::mount(root, &made, None)
+}
+
+fn parameter(text: &str) -> (String, Option<String>) {
+    match text.split_once('=') {
+        Some((key, value)) => (key.to_string(), Some(value.to_string())),
+        None => (text.to_string(), None),
+    }
+}
+
+/// A tmpfs with a directory for each hierarchy of v1.
+fn tree(
+    root: &Root,
+    mount: &Mount,
+    entries: &[ViewEntry],
+    links: &[(String, String)],
+) -> Result<()> {
+    let base = Mount {
+        what: MountKind::Fresh {
+            fstype: "tmpfs".to_string(),
+            source: "tmpfs".to_string(),
+            data: vec![("mode".to_string(), Some("755".to_string()))],
+        },
+        // It has to be filled first; finish() makes it read-only.
+        set: mount.set & !attr::RDONLY,
+        recursive_set: 0,
+        recursive_clear: 0,
+        ..mount.clone()
+    };
+    mounts::mount(root, &base, None)?;
+    for entry in entries {
+        let target = format!("{}/{}", mount.target, entry.name);
+        root.open_or_make(&target, Make::Directory)
+            .map_err(|errno| Error::os("make the mount point", &target, errno))?;
+        let fresh = entry.fs.as_deref().map(|fs| (fs, entry.data.as_str()));
+        one(root, mount, target, fresh, &entry.bind)?;
+    }
+    for (name, target) in links {
+        super::devices::link(root, &format!("{}/{name}", mount.target), target)?;
+    }
+    Ok(())
+}
+
+fn finish(root: &Root, mount: &Mount) -> Result<()> {
+    if mount.set & attr::RDONLY == 0 {
+        return Ok(());
+    }
+    let fail = |errno| {
+        Error::os(
+            format!("{}: make read-only", mount.field),
+            &mount.target,
+            errno,
+        )
+    };
+    let top = root.open(&mount.target).map_err(fail)?;
+    mounts::make_readonly(&top).map_err(fail)
+}

@@ -1,0 +1,493 @@
+//! The child: walks the plan's steps in its new namespaces and becomes the container's program.
+//!
+//! It runs between clone3 and execve, alone in its process, with a copy of the parent's memory. It
+//! decides nothing: a step is done, or one of its alternatives, or the child says what failed and
+//! ends.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::sys::stat::Mode;
+
+use super::hooks::{self, HookState};
+use super::mounts::{self, Masks};
+use super::root::{Make, Root};
+use super::sync::{End, FromChild};
+use super::{devices, identity, proc};
+use crate::cgroup;
+use crate::error::{Error, Kind, Result};
+use crate::plan::{Action, Degradation, Identity, Plan, Step};
+use crate::sys::{net, process};
+
+/// The exit status of a child that could not become the program.
+const FAILED: i32 = 255;
+
+/// What the child has from its parent beside the plan.
+pub struct Inherited {
+    /// Its end of the channel.
+    pub sync: End,
+    /// `create`: the exec fifo, open for both directions, so that reading it waits for `start`.
+    pub fifo: Option<OwnedFd>,
+    /// `create`: where failures after `start` are told.
+    pub late: Option<OwnedFd>,
+    /// Detached trees of mount sources, by the number of the step.
+    pub opened: BTreeMap<usize, OwnedFd>,
+    /// The v1 cgroups to enter.
+    pub entry: Option<cgroup::Entry>,
+    /// The parent has something to do before the first step: maps, a move to the cgroup.
+    pub wait: bool,
+    /// The signal mask that the program gets.
+    pub signals: SigSet,
+}
+
+struct Child<'a> {
+    plan: &'a Plan,
+    inherited: Inherited,
+    root: Option<Root>,
+    masks: Option<Masks>,
+    env: Vec<String>,
+    program: String,
+    /// Mounts of the new namespace are shared with the host's.
+    shared: bool,
+    started: bool,
+    /// The working directory that root may not enter; the user may.
+    enter_as_user: Option<String>,
+}
+
+/// Does the plan's steps; the last one executes the program. Never returns.
+pub fn run(plan: &Plan, inherited: Inherited) -> ! {
+    let mut child = Child {
+        plan,
+        inherited,
+        root: None,
+        masks: None,
+        env: plan.process.env.clone(),
+        program: String::new(),
+        shared: false,
+        started: false,
+        enter_as_user: None,
+    };
+    let failure = match child.walk() {
+        Ok(never) => match never {},
+        Err(failure) => failure,
+    };
+    child.tell_failure(failure);
+    process::exit_now(FAILED)
+}
+
+impl Child<'_> {
+    fn walk(&mut self) -> Result<std::convert::Infallible> {
+        self.begin()?;
+        let plan = self.plan;
+        for (number, step) in plan.steps.iter().enumerate() {
+            if let Err(error) = self.act(number, &step.action) {
+                self.otherwise(number, step, error)?;
+            }
+        }
+        Err(Error::new(
+            Kind::System,
+            "the plan ends without executing a program",
+        ))
+    }
+
+    /// What comes before the first step: nothing survives the parent, and the maps are there.
+    fn begin(&mut self) -> Result<()> {
+        let fail = |what: &'static str| move |errno| Error::os("begin in the child:", what, errno);
+        process::parent_death_signal(libc::SIGKILL).map_err(fail("set the death signal"))?;
+        if let Some(entry) = self.inherited.entry.take() {
+            entry
+                .enter()
+                .map_err(fail("enter the container's cgroups"))?;
+        }
+        if self.inherited.wait {
+            self.inherited
+                .sync
+                .wait()
+                .map_err(fail("wait for the parent"))?;
+        }
+        let birth = &self.plan.birth;
+        if birth.uid_map.is_empty() {
+            // Nobody who shares a pid namespace with the container looks at this process before it
+            // is what it will be (CVE-2016-9962).
+            process::dumpable(false).map_err(fail("hide from ptrace"))?;
+            return Ok(());
+        }
+        // Files are made by the container's root, where the maps have one.
+        let has_root = |map: &[crate::plan::IdMap]| map.iter().any(|line| line.inside == 0);
+        if has_root(&birth.uid_map) && has_root(&birth.gid_map) {
+            process::set_ids(0, 0).map_err(fail("become root of the user namespace"))?;
+            // The change of ids made the process undumpable, and its /proc files root's.
+            process::dumpable(true).map_err(fail("own its files in /proc"))?;
+        }
+        Ok(())
+    }
+
+    /// Takes the first alternative that the failure's errno calls for, or gives the failure back.
+    fn otherwise(&mut self, number: usize, step: &Step, error: Error) -> Result<()> {
+        let errno = error.errno().map_or(0, |errno| errno as i32);
+        let Some(way) = step.otherwise.iter().find(|way| way.on.contains(&errno)) else {
+            return Err(error);
+        };
+        if let Some(action) = &way.action {
+            self.act(number, action).map_err(|second| {
+                let remedy = format!("and before that: {error}");
+                second.remedy(remedy)
+            })?;
+        }
+        self.degraded(Degradation {
+            feature: way.feature.clone(),
+            reason: error.to_string(),
+            errno,
+            fallback: way.fallback.clone(),
+            remedy: way.remedy.clone(),
+        })
+    }
+
+    fn degraded(&self, degradation: Degradation) -> Result<()> {
+        self.tell(&FromChild::Degraded(degradation))
+    }
+
+    fn tell(&self, message: &FromChild) -> Result<()> {
+        self.inherited
+            .sync
+            .tell(message)
+            .map_err(|errno| Error::os("tell", "the runtime that made this process", errno))
+    }
+
+    fn tell_failure(&self, failure: Error) {
+        match (&self.inherited.late, self.started) {
+            (Some(late), true) => {
+                if let Ok(body) = serde_json::to_vec(&failure) {
+                    let _ = nix::unistd::write(late, &body);
+                }
+            }
+            _ => {
+                let _ = self.inherited.sync.tell(&FromChild::Failed(failure));
+            }
+        }
+    }
+
+    fn root(&self) -> Result<&Root> {
+        // The planner puts OpenRoot before every step that needs it.
+        self.root
+            .as_ref()
+            .ok_or_else(|| Error::new(Kind::System, "the root is not open yet"))
+    }
+
+    fn act(&mut self, number: usize, action: &Action) -> Result<()> {
+        match action {
+            Action::NewSession
+            | Action::SessionKeyring { .. }
+            | Action::CgroupNamespace
+            | Action::TimeNamespace { .. }
+            | Action::NetworkNamespace
+            | Action::LoopbackUp
+            | Action::OomScoreAdj { .. }
+            | Action::Hostname { .. }
+            | Action::Domainname { .. }
+            | Action::Sysctl { .. } => surroundings(action),
+            Action::RootPropagation { .. }
+            | Action::OpenRoot { .. }
+            | Action::Mount(_)
+            | Action::MountCgroup { .. }
+            | Action::Device(_)
+            | Action::BindDevice(_)
+            | Action::DevLinks { .. }
+            | Action::PivotRoot
+            | Action::FinalPropagation { .. }
+            | Action::CreateCwd { .. }
+            | Action::ReadonlyRoot
+            | Action::ReadonlyPath { .. }
+            | Action::MaskPath { .. } => self.files(number, action),
+            Action::HostHooks => {
+                self.tell(&FromChild::HostHooks)?;
+                self.wait("the hooks of the host")
+            }
+            Action::Hooks { stage, hooks } => self.hooks(stage, hooks),
+            _ => self.become_program(action),
+        }
+    }
+
+    fn wait(&self, what: &str) -> Result<()> {
+        self.inherited
+            .sync
+            .wait()
+            .map_err(|errno| Error::os("wait for", what, errno))
+    }
+
+    /// Steps on mounts and files.
+    fn files(&mut self, number: usize, action: &Action) -> Result<()> {
+        match action {
+            Action::RootPropagation { flags } => {
+                self.shared = flags & libc::MS_SHARED != 0;
+                mounts::root_propagation(*flags)
+            }
+            Action::OpenRoot { path } => {
+                let opened = self.inherited.opened.remove(&number);
+                self.root = Some(mounts::open_root(path, opened, self.shared)?);
+                // Modes of device nodes and mount points are those that are asked for.
+                nix::sys::stat::umask(Mode::empty());
+                Ok(())
+            }
+            Action::Mount(mount) => {
+                let opened = self.inherited.opened.remove(&number);
+                mounts::mount(self.root()?, mount, opened)
+            }
+            Action::MountCgroup { mount, view } => {
+                super::cgroup_mount::mount(self.root()?, mount, view)
+            }
+            Action::Device(device) => devices::make(self.root()?, device),
+            Action::BindDevice(device) => devices::bind(self.root()?, device),
+            Action::DevLinks { links } => {
+                let root = self.root()?;
+                links
+                    .iter()
+                    .try_for_each(|(path, target)| devices::link(root, path, target))
+            }
+            Action::PivotRoot => mounts::pivot(self.root()?, self.shared),
+            Action::FinalPropagation { flags } => mounts::root_propagation(*flags),
+            Action::CreateCwd { path } => self
+                .root()?
+                .open_or_make(path, Make::Directory)
+                .map(drop)
+                .map_err(|errno| Error::os("process.cwd: make", path, errno)),
+            Action::ReadonlyRoot => mounts::readonly_root(self.root()?),
+            Action::ReadonlyPath { path } => mounts::readonly_path(self.root()?, path),
+            Action::MaskPath { path } => {
+                if self.masks.is_none() {
+                    self.masks = Some(Masks::prepare()?);
+                }
+                match (&mut self.masks, &self.root) {
+                    (Some(masks), Some(root)) => masks.hide(root, path),
+                    _ => Ok(()),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Steps from the finished surroundings to the program.
+    fn become_program(&mut self, action: &Action) -> Result<()> {
+        match action {
+            Action::Umask { mask } => {
+                nix::sys::stat::umask(Mode::from_bits_truncate(*mask));
+                Ok(())
+            }
+            Action::FindProgram => self.find_program(),
+            Action::Rlimit {
+                name,
+                resource,
+                soft,
+                hard,
+            } => process::prlimit(0, *resource, *soft, *hard).map_err(|errno| {
+                Error::os(
+                    "process.rlimits: set",
+                    format!("{name} to {soft}:{hard}"),
+                    errno,
+                )
+            }),
+            Action::ClampedRlimit {
+                name,
+                resource,
+                soft,
+                hard,
+            } => clamp(name, *resource, *soft, *hard),
+            Action::NoNewPrivs => process::no_new_privs()
+                .map_err(|errno| Error::os("process.noNewPrivileges: set", "it", errno)),
+            Action::Seccomp => self.seccomp(),
+            Action::Identity(identity) => self.identity(identity),
+            Action::Chdir { path } => match identity::enter(path) {
+                Err(error) if error.errno() == Some(Errno::EACCES) => {
+                    self.enter_as_user = Some(path.clone());
+                    Ok(())
+                }
+                other => other,
+            },
+            Action::CloseFrom { first } => crate::sys::fs::cloexec_from(*first)
+                .map_err(|errno| Error::os("close", "inherited descriptors", errno)),
+            Action::AwaitStart => self.await_start(),
+            Action::Exec => self.exec(),
+            other => Err(Error::new(
+                Kind::System,
+                format!("no way to do the step {other:?}"),
+            )),
+        }
+    }
+
+    fn hooks(&mut self, stage: &str, hooks: &[oci_spec::runtime::Hook]) -> Result<()> {
+        let plan = self.plan;
+        let pivoted = stage == "startContainer";
+        let state = HookState {
+            oci_version: &plan.oci_version,
+            id: &plan.id,
+            status: if pivoted { "created" } else { "creating" },
+            pid: if pivoted {
+                std::process::id() as i32
+            } else {
+                proc::own_pid_outside()?
+            },
+            bundle: &plan.bundle,
+            annotations: &plan.annotations,
+        };
+        let cwd = if pivoted {
+            Path::new("/")
+        } else {
+            &plan.bundle
+        };
+        hooks::run_all(stage, hooks, &state, cwd)
+    }
+
+    fn find_program(&mut self) -> Result<()> {
+        let has_home = self.env.iter().any(|pair| {
+            pair.strip_prefix("HOME=")
+                .is_some_and(|home| !home.is_empty())
+        });
+        if !has_home {
+            let home = identity::home(self.root()?, self.plan.uid());
+            self.env.retain(|pair| !pair.starts_with("HOME="));
+            self.env.push(format!("HOME={home}"));
+        }
+        let process = &self.plan.process;
+        let name = process.args.first().map_or("", String::as_str);
+        self.program = identity::find_program(name, &self.env, &process.cwd)?;
+        Ok(())
+    }
+
+    fn identity(&mut self, identity: &Identity) -> Result<()> {
+        let missing = identity::assume(identity)?;
+        if let Some(path) = self.enter_as_user.take() {
+            identity::enter(&path)?;
+        }
+        if missing == 0 {
+            return Ok(());
+        }
+        let names = crate::spec::names::capability_names(missing).join(", ");
+        self.degraded(Degradation {
+            feature: format!("capabilities {names}"),
+            reason: "the runtime itself does not have them".into(),
+            errno: Errno::EPERM as i32,
+            fallback: "the container runs without them".into(),
+            remedy: "run isorun with these capabilities, or leave them out of the configuration"
+                .into(),
+        })
+    }
+
+    fn seccomp(&mut self) -> Result<()> {
+        let Some(program) = &self.plan.seccomp else {
+            return Ok(());
+        };
+        let listener = super::filter::load(program)?;
+        if let Some(listener) = listener {
+            use std::os::fd::AsRawFd;
+            self.tell(&FromChild::NotifyFd(listener.as_raw_fd()))?;
+            self.wait("the seccomp listener to be handed over")?;
+        }
+        Ok(())
+    }
+
+    fn await_start(&mut self) -> Result<()> {
+        let fail = |what| move |errno| Error::os("wait for the start:", what, errno);
+        process::parent_death_signal(0).map_err(fail("outlive the runtime"))?;
+        let Some(fifo) = &self.inherited.fifo else {
+            self.started = true;
+            return Ok(());
+        };
+        self.tell(&FromChild::Ready)?;
+        let mut byte = [0u8; 1];
+        loop {
+            match nix::unistd::read(fifo, &mut byte) {
+                Err(Errno::EINTR) => {}
+                Ok(1) => break,
+                Ok(_) => return Err(fail("exec.fifo")(Errno::EPIPE)),
+                Err(errno) => return Err(fail("exec.fifo")(errno)),
+            }
+        }
+        self.started = true;
+        Ok(())
+    }
+
+    fn exec(&mut self) -> Result<()> {
+        let fail = |what: &str, errno| Error::os("exec", what, errno);
+        let strings = |list: &[String]| {
+            list.iter()
+                .map(|s| CString::new(s.as_str()))
+                .collect::<std::result::Result<Vec<_>, _>>()
+        };
+        let process = &self.plan.process;
+        let (Ok(args), Ok(env), Ok(path)) = (
+            strings(&process.args),
+            strings(&self.env),
+            CString::new(self.program.as_str()),
+        ) else {
+            return Err(fail(&self.program, Errno::EINVAL));
+        };
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.inherited.signals), None)
+            .map_err(|errno| fail("the signal mask", errno))?;
+        process::default_sigpipe();
+        let Err(errno) = nix::unistd::execve(&path, &args, &env);
+        crate::sys::process::ignore_sigpipe();
+        Err(fail(&self.program, errno))
+    }
+}
+
+/// Steps on the surroundings that need nothing of the child's own.
+fn surroundings(action: &Action) -> Result<()> {
+    match action {
+        Action::NewSession => match nix::unistd::setsid() {
+            // EPERM: it leads a session already.
+            Ok(_) | Err(Errno::EPERM) => Ok(()),
+            Err(errno) => Err(Error::os("make", "a new session", errno)),
+        },
+        Action::SessionKeyring { name } => CString::new(name.as_str())
+            .map_err(|_| Errno::EINVAL)
+            .and_then(|name| process::join_session_keyring(&name))
+            .map(drop)
+            .map_err(|errno| Error::os("join the new session keyring", name, errno)),
+        Action::CgroupNamespace => process::unshare(libc::CLONE_NEWCGROUP as u64)
+            .map_err(|errno| Error::os("make", "the cgroup namespace", errno)),
+        Action::TimeNamespace { offsets } => {
+            process::unshare(crate::sys::clone::CLONE_NEWTIME)
+                .map_err(|errno| Error::os("make", "the time namespace", errno))?;
+            offsets
+                .iter()
+                .try_for_each(|line| proc::write("self/timens_offsets", line))
+        }
+        Action::NetworkNamespace => process::unshare(libc::CLONE_NEWNET as u64)
+            .map_err(|errno| Error::os("make", "the network namespace", errno)),
+        Action::LoopbackUp => {
+            net::loopback_up().map_err(|errno| Error::os("bring up", "the interface lo", errno))
+        }
+        Action::OomScoreAdj { value } => proc::write("self/oom_score_adj", &value.to_string())
+            .map_err(|error| error.context("process.oomScoreAdj")),
+        Action::Hostname { name } => {
+            nix::unistd::sethostname(name).map_err(|errno| Error::os("hostname: set", name, errno))
+        }
+        Action::Domainname { name } => {
+            process::set_domainname(name).map_err(|errno| Error::os("domainname: set", name, errno))
+        }
+        Action::Sysctl { key, value } => match crate::spec::names::sysctl_file(key) {
+            Some(file) => proc::write(&format!("sys/{}", file.display()), value)
+                .map_err(|error| error.context(&format!("linux.sysctl[{key:?}]"))),
+            None => Err(Error::spec(
+                format!("linux.sysctl[{key:?}]"),
+                "it names no parameter",
+            )),
+        },
+        other => Err(Error::new(
+            Kind::System,
+            format!("no way to do the step {other:?}"),
+        )),
+    }
+}
+
+/// Sets a limit as far as this process may: never over the hard limit that it has.
+fn clamp(name: &str, resource: u32, soft: u64, hard: u64) -> Result<()> {
+    let fail = |errno| Error::os("process.rlimits: clamp", name, errno);
+    let (_, highest) = process::get_rlimit(resource).map_err(fail)?;
+    let hard = hard.min(highest);
+    process::prlimit(0, resource, soft.min(hard), hard).map_err(fail)
+}

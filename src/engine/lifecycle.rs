@@ -1,0 +1,288 @@
+//! What happens to a container after it was made: start, kill, delete.
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::Mode;
+
+use super::hooks::{self, HookState};
+use crate::cgroup::Placed;
+use crate::error::{Error, Kind, Result};
+use crate::log;
+use crate::state::{Dir, Record, Status, Store};
+use crate::sys::process;
+
+/// How long a killed container may take to end.
+const DEATH: Duration = Duration::from_secs(10);
+
+/// The fifo through which a created container tells what failed after `start`.
+pub(super) fn late_path(dir: &Dir) -> PathBuf {
+    dir.path().join("late.fifo")
+}
+
+fn wrong_state(sentence: String) -> Error {
+    Error::new(Kind::State, sentence)
+}
+
+/// The record of a container that was made; one that was not has nothing to work on.
+fn record(dir: &Dir) -> Result<Record> {
+    dir.record()?.ok_or_else(|| {
+        wrong_state(format!(
+            "container {:?} was never made completely",
+            dir.id()
+        ))
+        .remedy("isorun delete --force removes what there is")
+    })
+}
+
+/// Lets the program of a created container go, waits until it is executed, and runs the hooks of the
+/// stage poststart.
+///
+/// # Errors
+/// A container in another state; what failed between the start and the program; a poststart hook,
+/// which stops the container.
+pub fn start(store: &Store, id: &str) -> Result<()> {
+    let dir = store.open(id)?;
+    let record = record(&dir)?;
+    match record.status(dir.path()) {
+        Status::Created => {}
+        Status::Running | Status::Paused => {
+            return Err(wrong_state(
+                "cannot start an already running container".into(),
+            ));
+        }
+        Status::Stopped => {
+            return Err(wrong_state(
+                "cannot start a container that has stopped".into(),
+            ));
+        }
+        Status::Creating => {
+            return Err(wrong_state(
+                "cannot start a container that is being created".into(),
+            ));
+        }
+    }
+    open_gate(&dir)?;
+    drop(dir);
+    let state = state_of(&record, "running", record.pid.unwrap_or(0));
+    hooks::run_all("poststart", &record.poststart, &state, &record.bundle).inspect_err(|_| {
+        if let Err(error) = delete(store, id, true) {
+            log::warning(&format!("after a failing hook: {error}"));
+        }
+    })
+}
+
+/// Wakes the process that waits at the exec fifo, and hears whether the program was executed.
+fn open_gate(dir: &Dir) -> Result<()> {
+    let path = dir.fifo_path();
+    let fail = |errno| Error::os("start: open", path.display().to_string(), errno);
+    // The reading end first: what the child says from now on is not lost. Once the child has executed
+    // its program (or ended) nobody holds the fifo for writing, which poll tells.
+    let late = late_path(dir);
+    let late = open(
+        &late,
+        OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(fail)?;
+    let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let fifo = match open(&path, flags, Mode::empty()) {
+        Err(Errno::ENXIO) => {
+            return Err(wrong_state(
+                "cannot start a container that has stopped".into(),
+            ));
+        }
+        other => other.map_err(fail)?,
+    };
+    // Removed before the byte: from here on the container counts as running, and nobody starts it a
+    // second time.
+    nix::unistd::unlink(&path).map_err(fail)?;
+    nix::unistd::write(&fifo, b"0").map_err(fail)?;
+    let mut told = Vec::new();
+    loop {
+        let mut fds = [PollFd::new(late.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => continue,
+            Err(errno) => return Err(fail(errno)),
+        }
+        let mut buffer = [0u8; 4096];
+        match nix::unistd::read(&late, &mut buffer) {
+            Ok(0) => break,
+            Ok(n) => told.extend_from_slice(&buffer[..n]),
+            Err(Errno::EINTR | Errno::EAGAIN) => {}
+            Err(errno) => return Err(fail(errno)),
+        }
+    }
+    let _ = nix::unistd::unlink(&late_path(dir));
+    if told.is_empty() {
+        return Ok(());
+    }
+    Err(serde_json::from_slice::<Error>(&told).unwrap_or_else(|_| {
+        Error::new(
+            Kind::System,
+            "start: the container's process failed and could not say why",
+        )
+    }))
+}
+
+fn state_of<'a>(record: &'a Record, status: &'a str, pid: i32) -> HookState<'a> {
+    HookState {
+        oci_version: &record.oci_version,
+        id: &record.id,
+        status,
+        pid,
+        bundle: &record.bundle,
+        annotations: &record.annotations,
+    }
+}
+
+/// Sends `signal` to the container's first process, or with `all` to all of its processes.
+///
+/// # Errors
+/// `container not running` when it has ended; the errno of the signal.
+pub fn kill(store: &Store, id: &str, signal: i32, all: bool) -> Result<()> {
+    let dir = store.open(id)?;
+    let record = record(&dir)?;
+    let alive = matches!(
+        record.status(dir.path()),
+        Status::Created | Status::Running | Status::Paused | Status::Creating
+    );
+    if all && let Some(placed) = placed(&record) {
+        return signal_all(&placed, signal);
+    }
+    match record.pid {
+        Some(pid) if alive => signal_checked(pid, record.pid_start, signal),
+        _ => Err(wrong_state("container not running".into())),
+    }
+}
+
+/// Sends a signal to the process that has this pid and start time, and to no other that got the pid
+/// after it.
+fn signal_checked(pid: i32, start: u64, signal: i32) -> Result<()> {
+    let fail = |errno| match errno {
+        Errno::ESRCH => wrong_state("container not running".into()),
+        errno => Error::os(
+            format!("send signal {signal} to"),
+            format!("process {pid}"),
+            errno,
+        ),
+    };
+    match process::pidfd_open(pid) {
+        Ok(pidfd) => {
+            if !crate::state::is_alive(pid, start) {
+                return Err(fail(Errno::ESRCH));
+            }
+            process::pidfd_signal(pidfd.as_fd(), signal).map_err(fail)
+        }
+        // Linux before 5.3, or a filter: the window between check and signal is small.
+        Err(Errno::ENOSYS | Errno::EPERM) => {
+            if !crate::state::is_alive(pid, start) {
+                return Err(fail(Errno::ESRCH));
+            }
+            process::kill(pid, signal).map_err(fail)
+        }
+        Err(errno) => Err(fail(errno)),
+    }
+}
+
+fn signal_all(placed: &Placed, signal: i32) -> Result<()> {
+    for pid in placed.processes()? {
+        match process::kill(pid, signal) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(errno) => {
+                return Err(Error::os(
+                    format!("send signal {signal} to"),
+                    format!("process {pid}"),
+                    errno,
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn placed(record: &Record) -> Option<Placed> {
+    record
+        .cgroup
+        .clone()
+        .and_then(|value| serde_json::from_value(value).ok())
+}
+
+/// Kills what is left in a cgroup and removes it.
+pub(super) fn remove_cgroup(placed: &Placed) -> Result<()> {
+    placed.kill()?;
+    placed.remove()
+}
+
+/// Removes what a container has left: processes, cgroup, state; then runs its poststop hooks. With
+/// `force` also one that runs, and one that was never made completely.
+///
+/// # Errors
+/// A container that runs, without `force`; what could not be removed.
+pub fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
+    let dir = store.open(id)?;
+    let record = match dir.record() {
+        Ok(Some(record)) => record,
+        Ok(None) | Err(_) if force => return dir.remove(),
+        Ok(None) => {
+            return Err(
+                wrong_state(format!("container {id:?} was never made completely"))
+                    .remedy("isorun delete --force removes what there is"),
+            );
+        }
+        Err(error) => return Err(error),
+    };
+    let status = record.status(dir.path());
+    match status {
+        Status::Stopped | Status::Created => {}
+        _ if force => {}
+        status => {
+            return Err(wrong_state(format!(
+                "cannot delete container {id} that is not stopped: {status}"
+            ))
+            .remedy("stop it first, or use --force"));
+        }
+    }
+    end(&record)?;
+    if let Some(placed) = placed(&record) {
+        remove_cgroup(&placed)?;
+    }
+    let state = state_of(&record, "stopped", 0);
+    // The specification: a failing poststop hook is logged, and the container goes all the same.
+    if let Err(error) = hooks::run_all("poststop", &record.poststop, &state, &record.bundle) {
+        log::warning(&error.to_string());
+    }
+    dir.remove()
+}
+
+/// Kills the first process and waits for its end; what shares its pid namespace goes with it.
+fn end(record: &Record) -> Result<()> {
+    let Some(pid) = record.pid else { return Ok(()) };
+    match signal_checked(pid, record.pid_start, libc::SIGKILL) {
+        Err(error) if error.kind() == Kind::State => return Ok(()),
+        other => other?,
+    }
+    let begin = Instant::now();
+    let pidfd = process::pidfd_open(pid);
+    while crate::state::is_alive(pid, record.pid_start) {
+        if begin.elapsed() > DEATH {
+            return Err(Error::new(
+                Kind::System,
+                format!("process {pid} of the container is still there 10 s after SIGKILL"),
+            ));
+        }
+        match &pidfd {
+            Ok(pidfd) => {
+                let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+                let _ = poll(&mut fds, PollTimeout::from(100u8));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,479 @@
+//! The parent's side of making a container: record, cgroup, birth, hooks; and taking all of it back
+//! when something fails.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::signal::SigSet;
+use nix::sys::stat::Mode as FileMode;
+use nix::unistd::Pid;
+
+use super::child::{self, Inherited};
+use super::hooks::{self, HookState};
+use super::sync::{self, End, FromChild};
+use super::{Request, lifecycle, mounts};
+use crate::cgroup::{Cgroup, Placed};
+use crate::error::{Error, Kind, Result};
+use crate::log;
+use crate::plan::{Action, Asked, Degradation, IdMap, MountKind, Plan};
+use crate::spec::Loaded;
+use crate::state::{Dir, Phase, Record, start_time};
+use crate::sys::clone::{Born, clone_old, clone3, single_threaded};
+use crate::sys::process;
+
+/// Whether the program waits for `start`.
+pub enum Mode {
+    /// `create`: it waits.
+    Create,
+    /// `run`: it runs at once, with this signal mask.
+    Run(SigSet),
+}
+
+/// A container that was made.
+pub struct Made {
+    /// The first process.
+    pub pid: Pid,
+    plan: Plan,
+}
+
+impl Made {
+    /// Runs the hooks of the stage poststart.
+    ///
+    /// # Errors
+    /// Those of the hooks.
+    pub fn poststart(&self) -> Result<()> {
+        run_hooks(&self.plan, "poststart", "running", self.pid)
+    }
+}
+
+/// Makes a container.
+///
+/// # Errors
+/// A sentence with the step, the object and the errno; nothing stays behind then.
+pub fn make(request: &Request, mode: Mode) -> Result<Made> {
+    super::check_privilege()?;
+    if !single_threaded() {
+        return Err(Error::new(
+            Kind::System,
+            "a process with several threads cannot make containers",
+        ));
+    }
+    let asked = Asked {
+        id: request.id.clone(),
+        no_new_keyring: request.no_new_keyring,
+        preserve_fds: request.preserve_fds,
+    };
+    check_preserved(request.preserve_fds)?;
+    let (loaded, plan) = super::plan(&request.bundle, &asked)?;
+    tell_ignored(&loaded, &plan);
+    let dir = request.store.create(&request.id)?;
+    let mut making = Making {
+        plan: &plan,
+        cgroup: None,
+        child: None,
+        hooks_ran: false,
+        channel: None,
+        waits: false,
+    };
+    match making.all(request, &dir, mode) {
+        Ok(pid) => Ok(Made { pid, plan }),
+        Err(error) => {
+            making.undo();
+            if let Err(second) = dir.remove() {
+                log::warning(&format!("after a failure: {second}"));
+            }
+            Err(error)
+        }
+    }
+}
+
+fn check_preserved(count: u32) -> Result<()> {
+    for fd in 3..3 + count as i32 {
+        if !crate::sys::fs::is_open(fd) {
+            return Err(Error::new(
+                Kind::Usage,
+                format!("--preserve-fds {count}: descriptor {fd} is not open"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn tell_ignored(loaded: &Loaded, plan: &Plan) {
+    for sentence in &loaded.ignored {
+        log::debug(|| format!("ignored: {sentence}"));
+    }
+    for ignored in &plan.cgroup.ignored {
+        log::debug(|| format!("ignored: {}: {}", ignored.field, ignored.reason));
+    }
+}
+
+/// What was made so far, for taking it back.
+struct Making<'a> {
+    plan: &'a Plan,
+    cgroup: Option<Placed>,
+    child: Option<(Pid, OwnedFd)>,
+    hooks_ran: bool,
+    /// The parent's end.
+    channel: Option<End>,
+    /// The child waits for the parent before its first step.
+    waits: bool,
+}
+
+impl Making<'_> {
+    fn all(&mut self, request: &Request, dir: &Dir, mode: Mode) -> Result<Pid> {
+        let plan = self.plan;
+        let mut record = Record::new(&plan.id, &plan.bundle, &plan.rootfs, &plan.oci_version)?;
+        record.annotations = plan.annotations.clone();
+        record.poststart = plan.hooks("poststart").to_vec();
+        record.poststop = plan.hooks("poststop").to_vec();
+        // Written before the cgroup is made: whoever kills this process in between leaves nothing that
+        // `delete --force` does not find.
+        let planned = Placed::planned(&plan.cgroup);
+        record.cgroup = Some(to_json(&planned)?);
+        dir.save(&record)?;
+        let cgroup = Cgroup::create(&plan.cgroup)?;
+        self.cgroup = Some(cgroup.placed().clone());
+        record.cgroup = Some(to_json(cgroup.placed())?);
+
+        let (parent, inherited) = inherit(plan, dir, &mode, &cgroup)?;
+        self.channel = Some(parent);
+        let (pid, pidfd) = self.birth(&cgroup, inherited)?;
+        self.child = Some((pid, pidfd));
+        record.pid = Some(pid.as_raw());
+        record.pid_start = start_time(pid.as_raw())?;
+        dir.save(&record)?;
+        self.settle(pid)?;
+        self.converse(&mut record, &mode)?;
+        self.channel = None;
+        record.phase = Phase::Made;
+        dir.save(&record)?;
+        if let Some(path) = &request.pid_file {
+            write_pid_file(path, pid)?;
+        }
+        // The container lives on its own from here; nothing is to be taken back.
+        self.child = None;
+        Ok(pid)
+    }
+
+    /// Clones the child: into the v2 side of its cgroup where the kernel does that (it enters the v1
+    /// side by itself), else beside it, to be moved there before it goes on.
+    fn birth(&mut self, cgroup: &Cgroup, mut inherited: Inherited) -> Result<(Pid, OwnedFd)> {
+        let flags = self.plan.birth.clone_flags;
+        let mut born = clone3(flags, cgroup.v2_fd());
+        let into = cgroup.v2_fd().is_some();
+        let mut moved = false;
+        let retry = |errno: Errno| errno == Errno::ENOSYS || into && refuses_cgroup(errno);
+        if let Err(errno) = &born
+            && let errno = *errno
+            && (retry(errno) || errno == Errno::EPERM)
+        {
+            // Moved as a whole by the parent; the child waits for that.
+            inherited.entry = None;
+            inherited.wait = true;
+            moved = true;
+            born = match clone3(flags, None) {
+                // Docker's default filter hides clone3; clone may still be allowed.
+                Err(Errno::ENOSYS | Errno::EPERM) => clone_old(flags),
+                other => other,
+            };
+        }
+        match born {
+            Ok(Born::Child) => {
+                // The parent's end must be the parent's alone: that it closes is how the child sees
+                // that the parent is gone.
+                self.channel = None;
+                child::run(self.plan, inherited)
+            }
+            Ok(Born::Parent(pid, pidfd)) => {
+                self.waits = inherited.wait;
+                drop(inherited);
+                if moved {
+                    cgroup.join(pid.as_raw())?;
+                }
+                Ok((pid, pidfd))
+            }
+            Err(errno) => Err(Error::os(
+                "clone into new namespaces:",
+                self.plan.birth.namespaces.join(", "),
+                errno,
+            )
+            .remedy(birth_remedy(errno))),
+        }
+    }
+
+    /// What only the parent can do for the child before it goes on.
+    fn settle(&self, pid: Pid) -> Result<()> {
+        let birth = &self.plan.birth;
+        for (name, map) in [("gid_map", &birth.gid_map), ("uid_map", &birth.uid_map)] {
+            if !map.is_empty() {
+                super::proc::write(&format!("{pid}/{name}"), &map_text(map))?;
+            }
+        }
+        for &(resource, hard) in &birth.raise_limits {
+            // Refused where the limit is over what this process may set; the child clamps it then.
+            let _ = process::prlimit(pid.as_raw(), resource, hard, hard);
+        }
+        if let Some(value) = birth.oom_score_adj {
+            super::proc::write(&format!("{pid}/oom_score_adj"), &value.to_string()).or_else(
+                |error| match error.errno() {
+                    Some(Errno::EACCES | Errno::EPERM) => {
+                        log::warning(&format!("degraded: {error}; it stays what it is"));
+                        Ok(())
+                    }
+                    _ => Err(error),
+                },
+            )?;
+        }
+        if self.waits { self.go() } else { Ok(()) }
+    }
+
+    /// Listens to the child until it is ready (`create`) or has executed its program (`run`).
+    fn converse(&mut self, record: &mut Record, mode: &Mode) -> Result<()> {
+        let fail = |errno| Error::os("hear", "the container's first process", errno);
+        loop {
+            let heard = match &self.channel {
+                Some(channel) => channel.hear().map_err(fail)?,
+                None => None,
+            };
+            match heard {
+                Some(FromChild::Degraded(degradation)) => report(&degradation, record)?,
+                Some(FromChild::HostHooks) => {
+                    self.host_hooks()?;
+                    self.go()?;
+                }
+                Some(FromChild::NotifyFd(number)) => {
+                    self.listener(number)?;
+                    self.go()?;
+                }
+                Some(FromChild::Ready) => return Ok(()),
+                Some(FromChild::Failed(error)) => return Err(error),
+                None => return self.silent(mode),
+            }
+        }
+    }
+
+    fn go(&self) -> Result<()> {
+        match &self.channel {
+            Some(channel) => channel
+                .go()
+                .map_err(|errno| Error::os("tell the child", "to go on", errno)),
+            None => Ok(()),
+        }
+    }
+
+    fn pid(&self) -> Pid {
+        self.child
+            .as_ref()
+            .map_or(Pid::from_raw(0), |(pid, _)| *pid)
+    }
+
+    fn host_hooks(&mut self) -> Result<()> {
+        self.hooks_ran = true;
+        run_hooks(self.plan, "prestart", "creating", self.pid())?;
+        run_hooks(self.plan, "createRuntime", "creating", self.pid())
+    }
+
+    fn listener(&self, number: i32) -> Result<()> {
+        let Some((pid, pidfd)) = &self.child else {
+            return Ok(());
+        };
+        let Some(program) = &self.plan.seccomp else {
+            return Ok(());
+        };
+        let listener = process::pidfd_getfd(pidfd.as_fd(), number)
+            .map_err(|errno| Error::os("take", "the seccomp listener of the child", errno))?;
+        let Some(path) = &program.listener_path else {
+            return Err(Error::spec(
+                "linux.seccomp.listenerPath",
+                "a filter that notifies needs it",
+            ));
+        };
+        let state = hook_state(self.plan, "creating", *pid);
+        let metadata = program.listener_metadata.as_deref();
+        use std::os::fd::AsRawFd;
+        super::filter::hand_over(Path::new(path), metadata, &state, listener.as_raw_fd())
+    }
+
+    /// The child's end is closed: it became the program (`run`), or died without a word.
+    fn silent(&self, mode: &Mode) -> Result<()> {
+        match mode {
+            Mode::Run(_) => Ok(()),
+            Mode::Create => Err(Error::new(
+                Kind::System,
+                "the container's first process ended before it was ready",
+            )
+            .remedy("it may have been killed: see the kernel's log")),
+        }
+    }
+
+    /// Takes back what was made. What fails here is told, but does not hide the first failure.
+    fn undo(&mut self) {
+        let pid = self.pid();
+        if let Some((pid, pidfd)) = self.child.take() {
+            let _ = process::pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
+            let _ = nix::sys::wait::waitpid(pid, None);
+        }
+        if let Some(placed) = self.cgroup.take() {
+            lifecycle::remove_cgroup(&placed)
+                .unwrap_or_else(|error| log::warning(&format!("after a failure: {error}")));
+        }
+        if self.hooks_ran {
+            run_hooks(self.plan, "poststop", "stopped", pid)
+                .unwrap_or_else(|error| log::warning(&format!("after a failure: {error}")));
+        }
+    }
+}
+
+fn to_json(placed: &Placed) -> Result<serde_json::Value> {
+    serde_json::to_value(placed)
+        .map_err(|error| Error::new(Kind::System, format!("record the cgroup: {error}")))
+}
+
+fn refuses_cgroup(errno: Errno) -> bool {
+    // EOPNOTSUPP and EBUSY: the cgroup cannot hold processes in the way it is set up; joining it says
+    // more. E2BIG and EINVAL: Linux before 5.7.
+    matches!(
+        errno,
+        Errno::E2BIG | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EBUSY | Errno::EACCES
+    )
+}
+
+fn birth_remedy(errno: Errno) -> &'static str {
+    match errno {
+        Errno::EPERM => "it needs CAP_SYS_ADMIN, and a kernel and filter that allow these kinds",
+        Errno::ENOSPC => "a limit on namespaces is reached: see /proc/sys/user/max_*_namespaces",
+        Errno::EINVAL => "the kernel lacks one of these kinds of namespace",
+        Errno::EAGAIN => "a limit on processes is reached: pids.max of the cgroup, RLIMIT_NPROC",
+        _ => "",
+    }
+}
+
+fn map_text(map: &[IdMap]) -> String {
+    let lines = map
+        .iter()
+        .map(|m| format!("{} {} {}\n", m.inside, m.outside, m.count));
+    lines.collect()
+}
+
+/// Opens what the child gets, and makes the channel: (parent's end, the child's things).
+fn inherit(plan: &Plan, dir: &Dir, mode: &Mode, cgroup: &Cgroup) -> Result<(End, Inherited)> {
+    let (parent, sync) = sync::pair().map_err(|errno| Error::os("make", "a socket pair", errno))?;
+    let (fifo, late, signals) = match mode {
+        Mode::Run(signals) => (None, None, *signals),
+        Mode::Create => {
+            let fifo = make_fifo(&dir.fifo_path())?;
+            let late = make_fifo(&lifecycle::late_path(dir))?;
+            (
+                Some(fifo),
+                Some(late),
+                SigSet::thread_get_mask().unwrap_or(SigSet::empty()),
+            )
+        }
+    };
+    let entry = Some(cgroup.entry()?);
+    let wait = plan.birth.child_waits;
+    let opened = opened(plan)?;
+    Ok((
+        parent,
+        Inherited {
+            sync,
+            fifo,
+            late,
+            opened,
+            entry,
+            wait,
+            signals,
+        },
+    ))
+}
+
+fn make_fifo(path: &Path) -> Result<OwnedFd> {
+    let fail = |errno| Error::os("make the fifo", path.display().to_string(), errno);
+    nix::unistd::mkfifo(path, FileMode::from_bits_truncate(0o600)).map_err(fail)?;
+    // Both directions: opening never waits, and the reader never sees the end of the file.
+    nix::fcntl::open(path, OFlag::O_RDWR | OFlag::O_CLOEXEC, FileMode::empty()).map_err(fail)
+}
+
+/// In a user namespace the child cannot reach sources that only the host's root may: so the parent
+/// copies the trees, and the child attaches them.
+fn opened(plan: &Plan) -> Result<BTreeMap<usize, OwnedFd>> {
+    let mut opened = BTreeMap::new();
+    if plan.birth.uid_map.is_empty() {
+        return Ok(opened);
+    }
+    for (number, step) in plan.steps.iter().enumerate() {
+        let (source, recursive) = match &step.action {
+            Action::OpenRoot { path } => (path, true),
+            Action::Mount(mount) => match &mount.what {
+                MountKind::Bind { source, recursive } => (source, *recursive),
+                MountKind::Fresh { .. } => continue,
+            },
+            _ => continue,
+        };
+        // A failure is told by the step itself, with its field.
+        if let Ok(tree) = mounts::open_source(source, recursive)
+            && crate::sys::mount::mount_setattr(&tree, true, 0, 0, libc::MS_SLAVE).is_ok()
+        {
+            opened.insert(number, tree);
+        }
+    }
+    Ok(opened)
+}
+
+/// Tells a degradation: a warning, and an entry in the record.
+fn report(degradation: &Degradation, record: &mut Record) -> Result<()> {
+    log::warning(&degradation.to_string());
+    let value = serde_json::to_value(degradation)
+        .map_err(|error| Error::new(Kind::System, format!("record a degradation: {error}")))?;
+    record.degraded.push(value);
+    Ok(())
+}
+
+fn hook_state<'a>(plan: &'a Plan, status: &'a str, pid: Pid) -> HookState<'a> {
+    HookState {
+        oci_version: &plan.oci_version,
+        id: &plan.id,
+        status,
+        pid: pid.as_raw(),
+        bundle: &plan.bundle,
+        annotations: &plan.annotations,
+    }
+}
+
+fn run_hooks(plan: &Plan, stage: &str, status: &str, pid: Pid) -> Result<()> {
+    let pid = if status == "stopped" {
+        Pid::from_raw(0)
+    } else {
+        pid
+    };
+    hooks::run_all(
+        stage,
+        plan.hooks(stage),
+        &hook_state(plan, status, pid),
+        &plan.bundle,
+    )
+}
+
+/// Writes the pid as text, by a rename: a reader sees all of it or nothing.
+fn write_pid_file(path: &Path, pid: Pid) -> Result<()> {
+    let fail =
+        |error: &std::io::Error| Error::io("write the pid file", path.display().to_string(), error);
+    let name = path.file_name().ok_or_else(|| {
+        Error::os(
+            "write the pid file",
+            path.display().to_string(),
+            Errno::EISDIR,
+        )
+    })?;
+    let temporary = path.with_file_name(format!(".{}", name.to_string_lossy()));
+    std::fs::write(&temporary, pid.to_string())
+        .and_then(|()| std::fs::rename(&temporary, path))
+        .map_err(|error| {
+            let _ = std::fs::remove_file(&temporary);
+            fail(&error)
+        })
+}

@@ -1,0 +1,113 @@
+//! The engine: executes a plan.
+//!
+//! The parent (this process, one thread) makes the cgroup, clones one child into its new namespaces,
+//! runs the hooks that belong to the host, and keeps the record in the state directory. The child
+//! ([`child`]) walks the plan's steps and becomes the program. Between them is one channel
+//! ([`sync`]).
+
+pub mod child;
+pub mod seal;
+pub mod sync;
+
+mod cgroup_mount;
+mod devices;
+mod filter;
+mod foreground;
+mod hooks;
+mod identity;
+mod lifecycle;
+mod make;
+mod mounts;
+mod proc;
+mod root;
+
+use std::path::PathBuf;
+
+pub use lifecycle::{delete, kill, start};
+
+use crate::error::{Error, Kind, Result};
+use crate::host::Host;
+use crate::plan::{Asked, Plan};
+use crate::spec::Loaded;
+use crate::state::Store;
+
+/// What `create` and `run` are asked for.
+#[derive(Debug)]
+pub struct Request {
+    /// The container's id.
+    pub id: String,
+    /// The bundle's directory.
+    pub bundle: PathBuf,
+    /// The state directory.
+    pub store: Store,
+    /// Where the first process's pid is written to.
+    pub pid_file: Option<PathBuf>,
+    /// `run`: return when the program has started.
+    pub detach: bool,
+    /// `run`: keep the container after its end.
+    pub keep: bool,
+    /// `run`: do not adopt the container's orphans.
+    pub no_subreaper: bool,
+    /// Leave the session keyring as it is.
+    pub no_new_keyring: bool,
+    /// How many descriptors from 3 on the program gets.
+    pub preserve_fds: u32,
+}
+
+/// Loads a bundle and plans it, without doing anything: what `isorun plan` shows.
+///
+/// # Errors
+/// Those of [`crate::spec::load`] and [`crate::plan::build`].
+pub fn plan(bundle: &std::path::Path, asked: &Asked) -> Result<(Loaded, Plan)> {
+    let loaded = crate::spec::load(bundle)?;
+    let host = Host::detect(loaded.spec.linux().as_ref())?;
+    let plan = crate::plan::build(&loaded, &host, asked)?;
+    Ok((loaded, plan))
+}
+
+/// Makes a container and leaves its first process waiting for [`start`].
+///
+/// # Errors
+/// A sentence with the step, the object and the errno; nothing stays behind then.
+pub fn create(request: &Request) -> Result<()> {
+    make::make(request, make::Mode::Create).map(drop)
+}
+
+/// Makes a container and lets its program run at once. In the foreground, passes signals on, waits,
+/// and gives the exit status (128 + n for signal n); detached, gives 0.
+///
+/// # Errors
+/// As [`create`].
+pub fn run(request: &Request) -> Result<i32> {
+    let signals = foreground::Signals::take()?;
+    if !request.detach && !request.no_subreaper {
+        crate::sys::process::child_subreaper()
+            .map_err(|errno| Error::os("become", "the subreaper of the container", errno))?;
+    }
+    let made = make::make(request, make::Mode::Run(signals.before()))?;
+    if let Err(error) = made.poststart() {
+        // The specification: a failing poststart hook stops the container.
+        lifecycle::delete(&request.store, &request.id, true)?;
+        return Err(error);
+    }
+    if request.detach {
+        return Ok(0);
+    }
+    let status = signals.wait_for(made.pid)?;
+    if !request.keep {
+        lifecycle::delete(&request.store, &request.id, true)?;
+    }
+    Ok(status)
+}
+
+/// Whether this process may make containers at all.
+fn check_privilege() -> Result<()> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::System,
+        "this version of isorun makes containers as root only",
+    )
+    .remedy("run it as root"))
+}

@@ -1,0 +1,527 @@
+//! Mounts in the container, before and after its root becomes `/`.
+//!
+//! Everything goes by descriptors: a detached mount is made and configured (fsopen, open_tree), its
+//! target is resolved inside the root, and one move_mount puts it there; a target that is exchanged
+//! in between is not followed. Where a kernel or a filter denies the new calls, mount(2) does the
+//! same on /proc/self/fd/N.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, umount2};
+use nix::sys::stat::fstat;
+
+use super::root::{Make, Root};
+use crate::error::{Error, Result};
+use crate::plan::{Mount, MountKind};
+use crate::sys::fs::resolve;
+use crate::sys::mount::{
+    attr, fs_message, fsconfig_create, fsconfig_set, fsmount, fsopen, mount_setattr, move_mount,
+    open_tree_clone,
+};
+
+const MS_REC: u64 = libc::MS_REC;
+
+/// Does one mount of config.json. `opened` is the source's detached tree, where the parent opened it.
+///
+/// # Errors
+/// A sentence with the entry's field, source, target and errno.
+pub fn mount(root: &Root, mount: &Mount, opened: Option<OwnedFd>) -> Result<()> {
+    match &mount.what {
+        MountKind::Fresh {
+            fstype,
+            source,
+            data,
+        } => fresh(root, mount, fstype, source, data),
+        MountKind::Bind { source, recursive } => bind(root, mount, source, *recursive, opened),
+    }
+}
+
+fn failed(mount: &Mount, what: &str, errno: Errno) -> Error {
+    Error::os(format!("{}: {what} on", mount.field), &mount.target, errno)
+}
+
+/// The target of a new file system. That of procfs and sysfs must not be reached through a symbolic
+/// link: whoever plants one there decides where later writes to /proc go (CVE-2019-19921,
+/// CVE-2023-28642).
+fn fresh_target(root: &Root, mount: &Mount, fstype: &str) -> Result<OwnedFd> {
+    if matches!(fstype, "proc" | "sysfs") {
+        let strict = || root.open_with(&mount.target, libc::O_PATH, resolve::NO_SYMLINKS);
+        return match strict() {
+            Err(Errno::ENOENT) => root
+                .open_or_make(&mount.target, Make::Directory)
+                .and_then(|_| strict()),
+            other => other,
+        }
+        .map_err(|errno| {
+            let error = failed(mount, &format!("mount {fstype}"), errno);
+            match errno {
+                Errno::ELOOP => error.remedy("the target must not be a symbolic link"),
+                _ => error,
+            }
+        });
+    }
+    root.open_or_make(&mount.target, Make::Directory)
+        .map_err(|errno| failed(mount, "make the mount point", errno))
+}
+
+fn fresh(
+    root: &Root,
+    mount: &Mount,
+    fstype: &str,
+    source: &str,
+    data: &[(String, Option<String>)],
+) -> Result<()> {
+    let target = fresh_target(root, mount, fstype)?;
+    let what = format!("mount {fstype}");
+    let made = match new_filesystem(fstype, source, data, mount.set) {
+        Ok(made) => made,
+        Err((Errno::ENOSYS, _)) => {
+            return old_fresh(&target, mount, fstype, source, data)
+                .map_err(|errno| failed(mount, &what, errno))
+                .and_then(|()| reopen_and_propagate(root, mount));
+        }
+        Err((errno, message)) => {
+            let error = failed(mount, &what, errno);
+            return Err(match message {
+                Some(message) => error.remedy(format!("the kernel says: {message}")),
+                None => error,
+            });
+        }
+    };
+    move_mount(made.as_fd(), target.as_fd()).map_err(|errno| failed(mount, &what, errno))?;
+    propagate(made.as_fd(), mount).map_err(|errno| failed(mount, "set the propagation", errno))
+}
+
+/// A detached mount of a new file system; the kernel's own words with the errno when it fails.
+///
+/// # Errors
+/// ENOSYS when the mount API is not there or is denied: the caller falls back to mount(2).
+pub fn new_filesystem(
+    fstype: &str,
+    source: &str,
+    data: &[(String, Option<String>)],
+    set: u64,
+) -> std::result::Result<OwnedFd, (Errno, Option<String>)> {
+    let plain = |errno| (errno, None);
+    let text = |s: &str| CString::new(s).map_err(|_| (Errno::EINVAL, None));
+    let context = fsopen(&text(fstype)?).map_err(|errno| match errno {
+        // A filter that hides the call says EPERM; mount(2) will tell whether it is really that.
+        Errno::EPERM => plain(Errno::ENOSYS),
+        errno => plain(errno),
+    })?;
+    let told = |errno| (errno, fs_message(context.as_fd()));
+    if !source.is_empty() {
+        fsconfig_set(context.as_fd(), c"source", Some(&text(source)?)).map_err(told)?;
+    }
+    if set & attr::RDONLY != 0 && !matches!(fstype, "cgroup2" | "cgroup" | "proc" | "mqueue") {
+        // mount(2) with MS_RDONLY makes the superblock read-only too; the ones left out are shared
+        // with others, for whom that must not change.
+        fsconfig_set(context.as_fd(), c"ro", None).map_err(told)?;
+    }
+    for (key, value) in data {
+        let value = value.as_deref().map(text).transpose()?;
+        fsconfig_set(context.as_fd(), &text(key)?, value.as_deref()).map_err(told)?;
+    }
+    fsconfig_create(context.as_fd()).map_err(told)?;
+    fsmount(context.as_fd(), set).map_err(told)
+}
+
+fn old_fresh(
+    target: &OwnedFd,
+    mount: &Mount,
+    fstype: &str,
+    source: &str,
+    data: &[(String, Option<String>)],
+) -> nix::Result<()> {
+    let joined: Vec<String> = data
+        .iter()
+        .map(|(key, value)| match value {
+            Some(value) => format!("{key}={value}"),
+            None => key.clone(),
+        })
+        .collect();
+    let path = fd_path(target.as_fd());
+    let flags = old_flags(mount.set);
+    nix::mount::mount(
+        Some(source),
+        path.as_str(),
+        Some(fstype),
+        flags,
+        Some(joined.join(",").as_str()),
+    )
+}
+
+/// The flags of mount(2) for MOUNT_ATTR_* bits.
+fn old_flags(set: u64) -> MsFlags {
+    const TABLE: [(u64, MsFlags); 8] = [
+        (attr::RDONLY, MsFlags::MS_RDONLY),
+        (attr::NOSUID, MsFlags::MS_NOSUID),
+        (attr::NODEV, MsFlags::MS_NODEV),
+        (attr::NOEXEC, MsFlags::MS_NOEXEC),
+        (attr::NOATIME, MsFlags::MS_NOATIME),
+        (attr::STRICTATIME, MsFlags::MS_STRICTATIME),
+        (attr::NODIRATIME, MsFlags::MS_NODIRATIME),
+        (attr::NOSYMFOLLOW, MsFlags::from_bits_retain(256)),
+    ];
+    TABLE
+        .iter()
+        .filter(|(bit, _)| set & bit != 0)
+        .fold(MsFlags::empty(), |all, (_, f)| all | *f)
+}
+
+fn fd_path(fd: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+/// A detached copy of the tree at `source`, a path of the host.
+///
+/// # Errors
+/// Those of open_tree(2).
+pub fn open_source(source: &Path, recursive: bool) -> nix::Result<OwnedFd> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = CString::new(source.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
+    open_tree_clone(nix::fcntl::AT_FDCWD, &path, recursive)
+}
+
+fn bind(
+    root: &Root,
+    mount: &Mount,
+    source: &Path,
+    recursive: bool,
+    opened: Option<OwnedFd>,
+) -> Result<()> {
+    let what = format!("bind mount {}", source.display());
+    let tree = match opened {
+        Some(tree) => tree,
+        None => match open_source(source, recursive) {
+            Ok(tree) => tree,
+            Err(Errno::ENOSYS | Errno::EPERM) => return old_bind(root, mount, source, recursive),
+            Err(errno) => return Err(failed(mount, &what, errno)),
+        },
+    };
+    let target = bind_target(root, mount, tree.as_fd())?;
+    set_attributes(tree.as_fd(), mount)
+        .map_err(|errno| failed(mount, "set the flags of the mount", errno))?;
+    move_mount(tree.as_fd(), target.as_fd()).map_err(|errno| failed(mount, &what, errno))?;
+    propagate(tree.as_fd(), mount).map_err(|errno| failed(mount, "set the propagation", errno))
+}
+
+/// The target of a bind mount, made as a directory or file like the source where it is missing.
+fn bind_target(root: &Root, mount: &Mount, source: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let is_dir =
+        |fd: BorrowedFd<'_>| fstat(fd).map(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR);
+    let directory = is_dir(source).map_err(|errno| failed(mount, "look at the source", errno))?;
+    let make = if directory {
+        Make::Directory
+    } else {
+        Make::File
+    };
+    root.open_or_make(&mount.target, make)
+        .map_err(|errno| failed(mount, "make the mount point", errno))
+}
+
+fn set_attributes(tree: BorrowedFd<'_>, mount: &Mount) -> nix::Result<()> {
+    if mount.recursive_set | mount.recursive_clear != 0 {
+        mount_setattr(tree, true, mount.recursive_set, mount.recursive_clear, 0)?;
+    }
+    if mount.set | mount.clear != 0 {
+        mount_setattr(tree, false, mount.set, mount.clear, 0)?;
+    }
+    Ok(())
+}
+
+fn propagate(tree: BorrowedFd<'_>, mount: &Mount) -> nix::Result<()> {
+    for &flags in &mount.propagation {
+        mount_setattr(tree, flags & MS_REC != 0, 0, 0, flags & !MS_REC)?;
+    }
+    Ok(())
+}
+
+fn old_bind(root: &Root, mount: &Mount, source: &Path, recursive: bool) -> Result<()> {
+    let what = format!("bind mount {}", source.display());
+    let fail = |errno| failed(mount, &what, errno);
+    let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
+    let from = nix::fcntl::open(source, flags, nix::sys::stat::Mode::empty()).map_err(fail)?;
+    let target = bind_target(root, mount, from.as_fd())?;
+    let mut flags = MsFlags::MS_BIND;
+    flags.set(MsFlags::MS_REC, recursive);
+    let none: Option<&str> = None;
+    let (from_path, to_path) = (fd_path(from.as_fd()), fd_path(target.as_fd()));
+    nix::mount::mount(
+        Some(from_path.as_str()),
+        to_path.as_str(),
+        none,
+        flags,
+        none,
+    )
+    .map_err(fail)?;
+    let made = root.open(&mount.target).map_err(fail)?;
+    match set_attributes(made.as_fd(), mount) {
+        Err(Errno::ENOSYS | Errno::EPERM) if mount.recursive_set | mount.recursive_clear == 0 => {
+            // A remount sets all flags anew, so those that the source has are repeated.
+            let stat = nix::sys::statvfs::fstatvfs(&made).map_err(fail)?;
+            let kept = MsFlags::from_bits_truncate(stat.flags().bits() & 0xf);
+            let flags = (kept & !old_flags(mount.clear)) | old_flags(mount.set);
+            let flags = flags | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
+            nix::mount::mount(none, fd_path(made.as_fd()).as_str(), none, flags, none)
+                .map_err(fail)?;
+        }
+        other => other.map_err(|errno| failed(mount, "set the flags of the mount", errno))?,
+    }
+    reopen_and_propagate(root, mount)
+}
+
+fn reopen_and_propagate(root: &Root, mount: &Mount) -> Result<()> {
+    let fail = |errno| failed(mount, "set the propagation", errno);
+    if mount.propagation.is_empty() {
+        return Ok(());
+    }
+    let made = root.open(&mount.target).map_err(fail)?;
+    let none: Option<&str> = None;
+    match propagate(made.as_fd(), mount) {
+        Err(Errno::ENOSYS | Errno::EPERM) => {
+            for &flags in &mount.propagation {
+                let flags = MsFlags::from_bits_retain(flags);
+                nix::mount::mount(none, fd_path(made.as_fd()).as_str(), none, flags, none)
+                    .map_err(fail)?;
+            }
+            Ok(())
+        }
+        other => other.map_err(fail),
+    }
+}
+
+/// Sets the propagation of all mounts of this namespace, from `/` on: MS_* flags, usually with
+/// MS_REC.
+///
+/// # Errors
+/// A sentence with the errno.
+pub fn root_propagation(flags: u64) -> Result<()> {
+    let none: Option<&str> = None;
+    nix::mount::mount(none, "/", none, MsFlags::from_bits_retain(flags), none)
+        .map_err(|errno| Error::os("set the mount propagation of", "/", errno))
+}
+
+/// Makes the root file system at `path` a mount of its own and opens it. `opened` is its detached
+/// tree, where the parent opened it. `shared`: mounts of this namespace are shared with the host, so
+/// the mount that holds the root is made private first: what is mounted in the container must not
+/// show up outside, and pivot_root(2) refuses shared parents.
+///
+/// # Errors
+/// A sentence with the path and the errno.
+pub fn open_root(path: &Path, opened: Option<OwnedFd>, shared: bool) -> Result<Root> {
+    let fail = |errno| Error::os("root.path: bind mount", path.display().to_string(), errno);
+    if shared {
+        private_parent(path).map_err(fail)?;
+    }
+    let place = super::root::open_dir(path)?;
+    let tree = match opened {
+        Some(tree) => Ok(tree),
+        None => open_source(path, true),
+    };
+    match tree {
+        Ok(tree) => {
+            move_mount(tree.as_fd(), place.as_fd()).map_err(fail)?;
+            Ok(Root::new(tree))
+        }
+        Err(Errno::ENOSYS | Errno::EPERM) => {
+            let none: Option<&str> = None;
+            let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+            nix::mount::mount(Some(path), path, none, flags, none).map_err(fail)?;
+            Ok(Root::new(super::root::open_dir(path)?))
+        }
+        Err(errno) => Err(fail(errno)),
+    }
+}
+
+fn private_parent(path: &Path) -> nix::Result<()> {
+    let none: Option<&str> = None;
+    for place in path.ancestors() {
+        match nix::mount::mount(none, place, none, MsFlags::MS_PRIVATE, none) {
+            // EINVAL: this is no mount point; the next one up may be.
+            Err(Errno::EINVAL) => {}
+            other => return other,
+        }
+    }
+    Ok(())
+}
+
+/// Makes the container's root `/` and lets go of every mount of the host.
+///
+/// # Errors
+/// A sentence with the errno.
+pub fn pivot(root: &Root, shared: bool) -> Result<()> {
+    let fail = |errno| Error::os("make the root file system", "/", errno);
+    let none: Option<&str> = None;
+    nix::unistd::fchdir(root.fd()).map_err(fail)?;
+    // The old root lands on top of the new one (pivot_root(2), "pivot_root(".", ".")").
+    nix::unistd::pivot_root(".", ".")
+        .map_err(|errno| Error::os("pivot_root to", "the root file system", errno))?;
+    if shared {
+        // Otherwise the unmounting below would go on to the host.
+        let flags = MsFlags::MS_SLAVE | MsFlags::MS_REC;
+        nix::mount::mount(none, ".", none, flags, none).map_err(fail)?;
+    }
+    umount2(".", MntFlags::MNT_DETACH)
+        .map_err(|errno| Error::os("unmount", "the host's root", errno))?;
+    nix::unistd::chdir("/").map_err(fail)
+}
+
+/// Hides paths of the container: files by /dev/null, directories by an empty read-only directory.
+#[derive(Default)]
+pub struct Masks {
+    /// The host's /dev/null, opened and checked before the root changed: the container's own may be
+    /// anything (CVE-2025-31133).
+    null: Option<OwnedFd>,
+    /// The one tmpfs that hides all directories: superblocks are slow to take down.
+    empty: Option<OwnedFd>,
+}
+
+impl Masks {
+    /// Opens what hides files. Hiding happens before the host's root goes, because kernels before
+    /// Linux 6.15 copy only mounts that are attached.
+    ///
+    /// # Errors
+    /// When the host's /dev/null is not the null device.
+    pub fn prepare() -> Result<Self> {
+        let flags = nix::fcntl::OFlag::O_PATH
+            | nix::fcntl::OFlag::O_NOFOLLOW
+            | nix::fcntl::OFlag::O_CLOEXEC;
+        let fail = |errno| Error::os("open", "/dev/null", errno);
+        let null =
+            nix::fcntl::open("/dev/null", flags, nix::sys::stat::Mode::empty()).map_err(fail)?;
+        let stat = fstat(&null).map_err(fail)?;
+        let device = stat.st_mode & libc::S_IFMT == libc::S_IFCHR
+            && stat.st_rdev == nix::sys::stat::makedev(1, 3);
+        if !device {
+            return Err(fail(Errno::ENODEV).remedy("maskedPaths need the null device there"));
+        }
+        Ok(Self {
+            null: Some(null),
+            empty: None,
+        })
+    }
+
+    /// Hides `path`; a path that is not there needs no hiding.
+    ///
+    /// # Errors
+    /// A sentence with the path and the errno.
+    pub fn hide(&mut self, root: &Root, path: &str) -> Result<()> {
+        let fail = |errno| Error::os("linux.maskedPaths: hide", path, errno);
+        let target = match root.open(path) {
+            Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
+            other => other.map_err(fail)?,
+        };
+        let stat = fstat(&target).map_err(fail)?;
+        if stat.st_mode & libc::S_IFMT == libc::S_IFDIR {
+            return self.hide_directory(&target).map_err(fail);
+        }
+        let Some(null) = &self.null else {
+            return Err(fail(Errno::ENODEV));
+        };
+        let copy = open_tree_clone(null.as_fd(), c"", false);
+        match copy.and_then(|copy| move_mount(copy.as_fd(), target.as_fd())) {
+            Err(Errno::ENOSYS | Errno::EPERM | Errno::EINVAL) => {
+                let none: Option<&str> = None;
+                let from = fd_path(null.as_fd());
+                let to = fd_path(target.as_fd());
+                nix::mount::mount(
+                    Some(from.as_str()),
+                    to.as_str(),
+                    none,
+                    MsFlags::MS_BIND,
+                    none,
+                )
+                .map_err(fail)
+            }
+            other => other.map_err(fail),
+        }
+    }
+
+    fn hide_directory(&mut self, target: &OwnedFd) -> nix::Result<()> {
+        if let Some(empty) = &self.empty
+            && let Ok(copy) = open_tree_clone(empty.as_fd(), c"", false)
+        {
+            return move_mount(copy.as_fd(), target.as_fd());
+        }
+        let set = attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC;
+        let data = [("size", "4k"), ("nr_inodes", "1"), ("mode", "755")]
+            .map(|(key, value)| (key.to_string(), Some(value.to_string())));
+        match new_filesystem("tmpfs", "tmpfs", &data, set) {
+            Ok(made) => {
+                move_mount(made.as_fd(), target.as_fd())?;
+                self.empty = Some(made);
+                Ok(())
+            }
+            Err((Errno::ENOSYS, _)) => nix::mount::mount(
+                Some("tmpfs"),
+                fd_path(target.as_fd()).as_str(),
+                Some("tmpfs"),
+                old_flags(set),
+                Some("size=4k,nr_inodes=1,mode=755"),
+            ),
+            Err((errno, _)) => Err(errno),
+        }
+    }
+}
+
+/// Makes `path` a read-only mount of itself; a path that is not there is left alone.
+///
+/// # Errors
+/// A sentence with the path and the errno.
+pub fn readonly_path(root: &Root, path: &str) -> Result<()> {
+    let fail = |errno| Error::os("linux.readonlyPaths: make read-only", path, errno);
+    let target = match root.open(path) {
+        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
+        other => other.map_err(fail)?,
+    };
+    match open_tree_clone(target.as_fd(), c"", true) {
+        Ok(tree) => {
+            mount_setattr(tree.as_fd(), true, attr::RDONLY, 0, 0).map_err(fail)?;
+            move_mount(tree.as_fd(), target.as_fd()).map_err(fail)
+        }
+        Err(Errno::ENOSYS | Errno::EPERM) => old_readonly_path(root, path, &target).map_err(fail),
+        Err(errno) => Err(fail(errno)),
+    }
+}
+
+fn old_readonly_path(root: &Root, path: &str, target: &OwnedFd) -> nix::Result<()> {
+    let none: Option<&str> = None;
+    let place = fd_path(target.as_fd());
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+    nix::mount::mount(Some(place.as_str()), place.as_str(), none, flags, none)?;
+    let made = root.open(path)?;
+    remount_readonly(&made)
+}
+
+fn remount_readonly(mount: &OwnedFd) -> nix::Result<()> {
+    let none: Option<&str> = None;
+    let stat = nix::sys::statvfs::fstatvfs(mount)?;
+    let kept = MsFlags::from_bits_truncate(stat.flags().bits() & 0xf);
+    let flags = kept | MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    nix::mount::mount(none, fd_path(mount.as_fd()).as_str(), none, flags, none)
+}
+
+/// Makes the mount that `mount` is the top of read-only.
+///
+/// # Errors
+/// Those of mount_setattr(2) and mount(2).
+pub fn make_readonly(mount: &OwnedFd) -> nix::Result<()> {
+    match mount_setattr(mount, false, attr::RDONLY, 0, 0) {
+        Err(Errno::ENOSYS | Errno::EPERM) => remount_readonly(mount),
+        other => other,
+    }
+}
+
+/// Makes the mount of `/` read-only.
+///
+/// # Errors
+/// A sentence with the errno.
+pub fn readonly_root(root: &Root) -> Result<()> {
+    root.open("/")
+        .and_then(|top| make_readonly(&top))
+        .map_err(|errno| Error::os("root.readonly: make read-only", "/", errno))
+}

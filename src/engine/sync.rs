@@ -1,0 +1,127 @@
+//! The one channel between the parent and the child while a container is made.
+//!
+//! A SEQPACKET socket pair; a message is one tag byte and a JSON body.
+//!
+//! ```text
+//! parent                         child
+//!   clone3  ------------------->   born
+//!   maps, cgroup (if child_waits)
+//!   Go      ------------------->   steps...
+//!           <-------------------   Degraded {..}          any number of times
+//!           <-------------------   HostHooks              if there are any
+//!   hooks prestart, createRuntime
+//!   Go      ------------------->   steps...
+//!           <-------------------   NotifyFd n             if the filter notifies
+//!   pidfd_getfd, hand over
+//!   Go      ------------------->
+//!           <-------------------   Ready                  create: then the exec fifo
+//!           <-------------------   Failed {..}            at any time, and the child ends
+//!           <-------------------   (end of file)          run: the program is executed
+//! ```
+//!
+//! Either side that finds the other gone gives up: the child exits, the parent cleans up.
+
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::plan::Degradation;
+
+/// What the child says.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum FromChild {
+    /// A step was done in another way.
+    Degraded(Degradation),
+    /// The hooks prestart and createRuntime are due.
+    HostHooks,
+    /// The child's descriptor number of the seccomp listener.
+    NotifyFd(i32),
+    /// All is made; the child waits for `start`.
+    Ready,
+    /// A step failed; the child ends.
+    Failed(Error),
+}
+
+/// One end of the channel.
+pub struct End(OwnedFd);
+
+/// Makes the two ends, both close-on-exec: (parent's, child's).
+///
+/// # Errors
+/// Those of socketpair(2).
+pub fn pair() -> nix::Result<(End, End)> {
+    let (a, b) = socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )?;
+    Ok((End(a), End(b)))
+}
+
+impl End {
+    /// The child tells the parent.
+    ///
+    /// # Errors
+    /// EPIPE when the parent is gone.
+    pub fn tell(&self, message: &FromChild) -> nix::Result<()> {
+        let body = serde_json::to_vec(message).map_err(|_| Errno::EINVAL)?;
+        // write(2), not sendmsg: the seccomp filter may be loaded already, and every useful filter
+        // allows write. SIGPIPE is still ignored here.
+        nix::unistd::write(&self.0, &body).map(drop)
+    }
+
+    /// The parent hears what the child says; nothing: the child's end is closed.
+    ///
+    /// # Errors
+    /// Those of recv(2); EBADMSG for what is no message.
+    pub fn hear(&self) -> nix::Result<Option<FromChild>> {
+        let mut buffer = vec![0u8; 64 * 1024];
+        let n = loop {
+            match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                Err(Errno::EINTR) => {}
+                Err(Errno::ECONNRESET) => return Ok(None),
+                other => break other?,
+            }
+        };
+        if n == 0 {
+            return Ok(None);
+        }
+        serde_json::from_slice(&buffer[..n])
+            .map(Some)
+            .map_err(|_| Errno::EBADMSG)
+    }
+
+    /// The parent lets the child go on.
+    ///
+    /// # Errors
+    /// EPIPE when the child is gone.
+    pub fn go(&self) -> nix::Result<()> {
+        send(self.0.as_raw_fd(), b"G", MsgFlags::MSG_NOSIGNAL).map(drop)
+    }
+
+    /// The child waits for [`End::go`].
+    ///
+    /// # Errors
+    /// EPIPE when the parent is gone.
+    pub fn wait(&self) -> nix::Result<()> {
+        let mut byte = [0u8; 1];
+        loop {
+            match nix::unistd::read(&self.0, &mut byte) {
+                Err(Errno::EINTR) => {}
+                Ok(1) => return Ok(()),
+                Ok(_) => return Err(Errno::EPIPE),
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+
+    /// The socket, to wait for it beside other descriptors.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        use std::os::fd::AsFd;
+        self.0.as_fd()
+    }
+}

@@ -1,0 +1,391 @@
+//! From a checked specification to the steps, in the one order in which they work.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use oci_spec::runtime::{
+    Hook, Linux, LinuxIdMapping, LinuxNamespaceType, LinuxTimeOffset, Process as SpecProcess, Spec,
+};
+
+use super::mounts;
+use super::step::{Action, Birth, CapSets, HostHooks, IdMap, Identity, Otherwise, Process, Step};
+use super::{Asked, Plan};
+use crate::cgroup::{self, CgroupPlan};
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::spec::{Loaded, names};
+
+const EPERM: i32 = libc::EPERM;
+const EACCES: i32 = libc::EACCES;
+const ENOSYS: i32 = libc::ENOSYS;
+
+/// What the planner reads, at hand.
+pub(super) struct Context<'a> {
+    pub(super) loaded: &'a Loaded,
+    pub(super) spec: &'a Spec,
+    pub(super) linux: &'a Linux,
+    pub(super) host: &'a Host,
+    pub(super) asked: &'a Asked,
+    pub(super) cgroup: &'a CgroupPlan,
+    /// CLONE_NEW* bits of all new namespaces, those of clone3 and those that come later.
+    pub(super) namespaces: u64,
+}
+
+impl Context<'_> {
+    pub(super) fn has(&self, flag: i32) -> bool {
+        self.namespaces & flag as u64 != 0
+    }
+}
+
+/// Plans a container.
+///
+/// # Errors
+/// [`crate::error::Kind::Spec`], naming the field that cannot be planned.
+pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
+    let spec = &loaded.spec;
+    let linux = spec
+        .linux()
+        .as_ref()
+        .ok_or_else(|| Error::spec("linux", "it is missing; a Linux container needs it"))?;
+    let process = spec
+        .process()
+        .as_ref()
+        .ok_or_else(|| Error::spec("process", "it is missing; a container needs it to start"))?;
+    let cgroup = cgroup::plan(Some(linux), &asked.id, &host.cgroups)?;
+    let seccomp = linux
+        .seccomp()
+        .as_ref()
+        .map(crate::seccomp::compile)
+        .transpose()?;
+    let context = Context {
+        loaded,
+        spec,
+        linux,
+        host,
+        asked,
+        cgroup: &cgroup,
+        namespaces: namespaces(linux),
+    };
+    let hooks = Stages::of(spec);
+    let mut steps = begin(&context, process);
+    steps.extend(mounts::root(&context)?);
+    steps.extend(around_hooks(&hooks));
+    steps.extend(mounts::finish(&context, process));
+    steps.extend(to_the_program(&context, process, &hooks, seccomp.is_some()));
+    Ok(Plan {
+        oci_version: spec.version().clone(),
+        id: asked.id.clone(),
+        bundle: loaded.bundle.clone(),
+        rootfs: loaded.rootfs.clone(),
+        annotations: spec.annotations().iter().flatten().map(pair).collect(),
+        birth: birth(&context, process),
+        steps,
+        process: Process {
+            args: process.args().clone().unwrap_or_default(),
+            env: process.env().clone().unwrap_or_default(),
+            cwd: process.cwd().to_string_lossy().into_owned(),
+        },
+        seccomp,
+        host_hooks: hooks.host,
+        cgroup,
+    })
+}
+
+fn pair((key, value): (&String, &String)) -> (String, String) {
+    (key.clone(), value.clone())
+}
+
+fn namespaces(linux: &Linux) -> u64 {
+    let listed = linux.namespaces().iter().flatten();
+    listed.fold(0, |all, ns| all | names::namespace_of(ns.typ()).flag)
+}
+
+fn flag_of(kind: LinuxNamespaceType) -> u64 {
+    names::namespace_of(kind).flag
+}
+
+/// Hooks, sorted by who runs them.
+struct Stages {
+    host: HostHooks,
+    create_container: Vec<Hook>,
+    start_container: Vec<Hook>,
+}
+
+impl Stages {
+    fn of(spec: &Spec) -> Self {
+        let Some(hooks) = spec.hooks() else {
+            return Self {
+                host: BTreeMap::new(),
+                create_container: Vec::new(),
+                start_container: Vec::new(),
+            };
+        };
+        let prestart = hooks.prestart();
+        let stages = [
+            ("prestart", prestart),
+            ("createRuntime", hooks.create_runtime()),
+            ("poststart", hooks.poststart()),
+            ("poststop", hooks.poststop()),
+        ];
+        let host = stages
+            .into_iter()
+            .filter_map(|(stage, hooks)| Some((stage.to_string(), hooks.clone()?)))
+            .filter(|(_, hooks)| !hooks.is_empty())
+            .collect();
+        Self {
+            host,
+            create_container: hooks.create_container().clone().unwrap_or_default(),
+            start_container: hooks.start_container().clone().unwrap_or_default(),
+        }
+    }
+}
+
+fn id_map(mappings: &Option<Vec<LinuxIdMapping>>) -> Vec<IdMap> {
+    let line = |map: &LinuxIdMapping| IdMap {
+        inside: map.container_id(),
+        outside: map.host_id(),
+        count: map.size(),
+    };
+    mappings.iter().flatten().map(line).collect()
+}
+
+/// The child makes its network namespace by itself: that is half of the time of a birth, and the
+/// parent has something else to do meanwhile (docs/decisions/0001-engine.md has the figures). The time
+/// namespace with offsets is entered by unshare and exec, and the cgroup namespace by unshare
+/// once the child is in its cgroup: its root is the cgroup of the process that makes it.
+fn birth(context: &Context<'_>, process: &SpecProcess) -> Birth {
+    let user = context.has(libc::CLONE_NEWUSER);
+    let mut later = flag_of(LinuxNamespaceType::Cgroup) | flag_of(LinuxNamespaceType::Network);
+    if offsets(context.linux).is_some() {
+        later |= flag_of(LinuxNamespaceType::Time);
+    }
+    let clone_flags = context.namespaces & !later;
+    let kinds = names::NAMESPACES
+        .iter()
+        .filter(|kind| clone_flags & kind.flag != 0);
+    let limits = process.rlimits().iter().flatten();
+    let raise =
+        |limit: &oci_spec::runtime::PosixRlimit| (names::rlimit(limit.typ()).0, limit.hard());
+    let maps = |mappings| if user { id_map(mappings) } else { Vec::new() };
+    Birth {
+        namespaces: kinds.map(|kind| kind.name.to_string()).collect(),
+        clone_flags,
+        uid_map: maps(context.linux.uid_mappings()),
+        gid_map: maps(context.linux.gid_mappings()),
+        child_waits: user,
+        raise_limits: if user {
+            limits.map(raise).collect()
+        } else {
+            Vec::new()
+        },
+        oom_score_adj: process.oom_score_adj().filter(|_| user),
+    }
+}
+
+fn offsets(linux: &Linux) -> Option<Vec<String>> {
+    let line = |(clock, offset): (&String, &LinuxTimeOffset)| {
+        let (secs, nanosecs) = (offset.secs().unwrap_or(0), offset.nanosecs().unwrap_or(0));
+        format!("{clock} {secs} {nanosecs}")
+    };
+    let map = linux
+        .time_offsets()
+        .as_ref()
+        .filter(|map| !map.is_empty())?;
+    let mut lines: Vec<String> = map.iter().map(line).collect();
+    lines.sort();
+    Some(lines)
+}
+
+/// Steps that come before the file system.
+fn begin(context: &Context<'_>, process: &SpecProcess) -> Vec<Step> {
+    let mut steps: Vec<Step> = vec![Action::NewSession.into()];
+    if !context.asked.no_new_keyring {
+        steps.push(keyring(&context.asked.id));
+    }
+    if context.has(libc::CLONE_NEWCGROUP) {
+        steps.push(Action::CgroupNamespace.into());
+    }
+    if context.namespaces & flag_of(LinuxNamespaceType::Time) != 0
+        && let Some(offsets) = offsets(context.linux)
+    {
+        steps.push(Action::TimeNamespace { offsets }.into());
+    }
+    if context.has(libc::CLONE_NEWNET) {
+        steps.push(Action::NetworkNamespace.into());
+        steps.push(Action::LoopbackUp.into());
+    }
+    if !context.has(libc::CLONE_NEWUSER)
+        && let Some(value) = process.oom_score_adj()
+    {
+        steps.push(oom(value));
+    }
+    if let Some(name) = context
+        .spec
+        .hostname()
+        .clone()
+        .filter(|name| !name.is_empty())
+    {
+        steps.push(Action::Hostname { name }.into());
+    }
+    if let Some(name) = context
+        .spec
+        .domainname()
+        .clone()
+        .filter(|name| !name.is_empty())
+    {
+        steps.push(Action::Domainname { name }.into());
+    }
+    let sysctls: BTreeMap<_, _> = context.linux.sysctl().iter().flatten().collect();
+    let sysctl = |(key, value): (&String, &String)| Action::Sysctl {
+        key: key.clone(),
+        value: value.clone(),
+    };
+    steps.extend(sysctls.into_iter().map(|entry| sysctl(entry).into()));
+    steps
+}
+
+fn keyring(id: &str) -> Step {
+    Step {
+        action: Action::SessionKeyring {
+            name: format!("_ses.{id}"),
+        },
+        otherwise: vec![Otherwise {
+            on: vec![ENOSYS, EPERM, EACCES],
+            action: None,
+            feature: "a session keyring of its own".into(),
+            fallback: "left out: the key calls are not to be had here".into(),
+            remedy: "--no-new-keyring says that this is meant".into(),
+        }],
+    }
+}
+
+fn oom(value: i32) -> Step {
+    Step {
+        action: Action::OomScoreAdj { value },
+        otherwise: vec![Otherwise {
+            on: vec![EACCES, EPERM],
+            action: None,
+            feature: format!("process.oomScoreAdj {value}"),
+            fallback: "clamped: it stays what it is, because lowering needs a privilege".into(),
+            remedy: "run isorun with CAP_SYS_RESOURCE, or ask for a higher value".into(),
+        }],
+    }
+}
+
+fn around_hooks(hooks: &Stages) -> Vec<Step> {
+    let mut steps = Vec::new();
+    if hooks.host.contains_key("prestart") || hooks.host.contains_key("createRuntime") {
+        steps.push(Action::HostHooks.into());
+    }
+    if !hooks.create_container.is_empty() {
+        let stage = "createContainer".to_string();
+        steps.push(
+            Action::Hooks {
+                stage,
+                hooks: hooks.create_container.clone(),
+            }
+            .into(),
+        );
+    }
+    steps
+}
+
+/// Steps from the finished surroundings to the program. Without no_new_privs the filter needs
+/// CAP_SYS_ADMIN, so it comes before the capabilities go; with it, as late as can be.
+fn to_the_program(
+    context: &Context<'_>,
+    process: &SpecProcess,
+    hooks: &Stages,
+    filter: bool,
+) -> Vec<Step> {
+    let no_new_privs = process.no_new_privileges().unwrap_or(false);
+    let mut steps: Vec<Step> = vec![
+        Action::Umask {
+            mask: process.user().umask().unwrap_or(0o022),
+        }
+        .into(),
+        Action::FindProgram.into(),
+        Action::CloseFrom {
+            first: 3 + context.asked.preserve_fds,
+        }
+        .into(),
+    ];
+    let limits = process.rlimits().iter().flatten();
+    steps.extend(limits.map(rlimit));
+    if no_new_privs {
+        steps.push(Action::NoNewPrivs.into());
+    } else if filter {
+        steps.push(Action::Seccomp.into());
+    }
+    let cwd = process.cwd().to_string_lossy().into_owned();
+    // Entered while still root, who may enter more; where root may not (network file systems), the
+    // child tries again as the user.
+    steps.push(Action::Chdir { path: cwd }.into());
+    steps.push(Action::Identity(identity(process)).into());
+    if no_new_privs && filter {
+        steps.push(Action::Seccomp.into());
+    }
+    steps.push(Action::AwaitStart.into());
+    if !hooks.start_container.is_empty() {
+        let stage = "startContainer".to_string();
+        steps.push(
+            Action::Hooks {
+                stage,
+                hooks: hooks.start_container.clone(),
+            }
+            .into(),
+        );
+    }
+    steps.push(Action::Exec.into());
+    steps
+}
+
+fn rlimit(limit: &oci_spec::runtime::PosixRlimit) -> Step {
+    let (resource, name) = names::rlimit(limit.typ());
+    let (name, soft, hard) = (name.to_string(), limit.soft(), limit.hard());
+    Step {
+        otherwise: vec![Otherwise {
+            on: vec![EPERM],
+            action: Some(Action::ClampedRlimit {
+                name: name.clone(),
+                resource,
+                soft,
+                hard,
+            }),
+            feature: format!("{name} {soft}:{hard}"),
+            fallback: "clamped to the hard limit that isorun itself has".into(),
+            remedy: "run isorun with CAP_SYS_RESOURCE, or raise the hard limit of its caller"
+                .into(),
+        }],
+        action: Action::Rlimit {
+            name,
+            resource,
+            soft,
+            hard,
+        },
+    }
+}
+
+fn identity(process: &SpecProcess) -> Identity {
+    let caps = process.capabilities().as_ref();
+    let mask = |set: Option<&Option<oci_spec::runtime::Capabilities>>| {
+        names::capability_mask(set.and_then(Option::as_ref))
+    };
+    Identity {
+        uid: process.user().uid(),
+        gid: process.user().gid(),
+        groups: Some(process.user().additional_gids().clone().unwrap_or_default()),
+        caps: CapSets {
+            bounding: mask(caps.map(|c| c.bounding())),
+            effective: mask(caps.map(|c| c.effective())),
+            inheritable: mask(caps.map(|c| c.inheritable())),
+            permitted: mask(caps.map(|c| c.permitted())),
+            ambient: mask(caps.map(|c| c.ambient())),
+        },
+    }
+}
+
+/// A path of config.json that is relative to the bundle, made absolute.
+pub(super) fn below(bundle: &Path, path: &Path) -> std::path::PathBuf {
+    bundle.join(path)
+}

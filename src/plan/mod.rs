@@ -1,0 +1,83 @@
+//! The plan: everything that will be done for a container, as data, before anything is done.
+//!
+//! [`build`] is a pure function of the specification, of what is known about the host and of what was
+//! asked for on the command line. The same plan is printed by `isorun plan`, compared with golden
+//! files by the tests, and executed by the engine.
+
+mod build;
+mod mounts;
+mod print;
+mod step;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use build::build;
+pub use print::text;
+pub use step::{
+    Action, Birth, CapSets, Degradation, Device, HostHooks, IdMap, Identity, Mount, MountKind,
+    Otherwise, Process, Step,
+};
+
+use crate::cgroup::CgroupPlan;
+use crate::seccomp::Program;
+
+/// What the command line asks for beside the bundle.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// The container's id.
+    pub id: String,
+    /// Leave the session keyring as it is.
+    pub no_new_keyring: bool,
+    /// How many descriptors from 3 on the program gets.
+    pub preserve_fds: u32,
+}
+
+/// A container, planned.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Plan {
+    /// The version of the specification that config.json names.
+    pub oci_version: String,
+    /// The container's id.
+    pub id: String,
+    /// The bundle, absolute.
+    pub bundle: PathBuf,
+    /// The root file system, absolute.
+    pub rootfs: PathBuf,
+    /// Annotations of config.json, for hooks.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    /// The cgroup: directories, limits, device rules.
+    pub cgroup: CgroupPlan,
+    /// How the first process is born.
+    pub birth: Birth,
+    /// What the child does, in order.
+    pub steps: Vec<Step>,
+    /// What the child becomes.
+    pub process: Process,
+    /// The system call filter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seccomp: Option<Program>,
+    /// Hooks that the parent runs, by stage.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub host_hooks: HostHooks,
+}
+
+impl Plan {
+    /// The user id of the program.
+    pub fn uid(&self) -> u32 {
+        let found = self.steps.iter().find_map(|step| match &step.action {
+            Action::Identity(identity) => Some(identity.uid),
+            _ => None,
+        });
+        found.unwrap_or(0)
+    }
+
+    /// The hooks of one stage that the parent runs.
+    pub fn hooks(&self, stage: &str) -> &[oci_spec::runtime::Hook] {
+        self.host_hooks.get(stage).map_or(&[], Vec::as_slice)
+    }
+}

@@ -1,0 +1,273 @@
+//! The part of the plan that makes the container's file system.
+
+use std::path::Path;
+
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Mount as SpecMount, Process as SpecProcess};
+
+use super::build::{Context, below};
+use super::step::{Action, Device, Mount, MountKind, Otherwise, Step};
+use crate::cgroup;
+use crate::error::{Error, Result};
+use crate::spec::mounts::{MountOptions, parse_mount, propagation};
+
+/// The devices that every container has (config-linux.md, "Default Devices"): name and number.
+const DEFAULT_DEVICES: [(&str, u64, u64); 6] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
+
+/// The links of /dev: the specification's, and /dev/core as every engine expects it.
+const DEV_LINKS: [(&str, &str); 6] = [
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
+    ("/dev/core", "/proc/kcore"),
+    ("/dev/ptmx", "pts/ptmx"),
+];
+
+/// Steps from the host's mounts to a filled root file system.
+pub(super) fn root(context: &Context<'_>) -> Result<Vec<Step>> {
+    let asked = context
+        .linux
+        .rootfs_propagation()
+        .as_deref()
+        .filter(|name| !name.is_empty());
+    let flags = asked
+        .and_then(propagation)
+        .map_or(libc::MS_SLAVE, |p| p.ms_flags());
+    let mut steps: Vec<Step> = vec![
+        // Before anything is mounted: what is done here must not show on the host.
+        Action::RootPropagation {
+            flags: flags | libc::MS_REC,
+        }
+        .into(),
+        Action::OpenRoot {
+            path: context.loaded.rootfs.clone(),
+        }
+        .into(),
+    ];
+    for (index, mount) in context.spec.mounts().iter().flatten().enumerate() {
+        steps.push(one(context, index, mount)?);
+    }
+    if !host_dev(context) {
+        steps.extend(devices(context));
+        let links = DEV_LINKS.map(|(path, target)| (path.to_string(), target.to_string()));
+        steps.push(
+            Action::DevLinks {
+                links: links.to_vec(),
+            }
+            .into(),
+        );
+    }
+    Ok(steps)
+}
+
+/// Whether /dev is a bind mount of somebody else's: then nothing is made in it.
+fn host_dev(context: &Context<'_>) -> bool {
+    let dev = |mount: &SpecMount| {
+        let bind = mount.typ().as_deref() == Some("bind")
+            || mount
+                .options()
+                .iter()
+                .flatten()
+                .any(|o| o == "bind" || o == "rbind");
+        bind && clean(&mount.destination().to_string_lossy()) == "/dev"
+    };
+    context.spec.mounts().iter().flatten().any(dev)
+}
+
+fn clean(path: &str) -> String {
+    let parts: Vec<&str> = path
+        .split('/')
+        .filter(|p| !p.is_empty() && *p != ".")
+        .collect();
+    format!("/{}", parts.join("/"))
+}
+
+fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
+    let field = format!("mounts[{index}]");
+    let options = parse_mount(index, mount)?;
+    if options.remount {
+        return Err(Error::spec(
+            format!("{field}.options"),
+            "remount is not supported by this version of isorun",
+        ));
+    }
+    let fstype = mount.typ().clone().unwrap_or_default();
+    let data = |options: &MountOptions| {
+        let flags = options
+            .superblock_names()
+            .into_iter()
+            .map(|name| (name.to_string(), None));
+        flags.chain(options.data.iter().cloned()).collect()
+    };
+    let source = mount.source().clone().unwrap_or_default();
+    let what = if options.bind {
+        if source.as_os_str().is_empty() {
+            return Err(Error::spec(
+                format!("{field}.source"),
+                "a bind mount needs a source",
+            ));
+        }
+        MountKind::Bind {
+            source: below(&context.loaded.bundle, &source),
+            recursive: options.recursive_bind,
+        }
+    } else {
+        MountKind::Fresh {
+            source: shown_source(&source, &fstype),
+            data: data(&options),
+            fstype: fstype.clone(),
+        }
+    };
+    let planned = Mount {
+        field,
+        target: mount.destination().to_string_lossy().into_owned(),
+        what,
+        set: options.set,
+        clear: options.clear,
+        recursive_set: options.recursive_set,
+        recursive_clear: options.recursive_clear,
+        propagation: options.propagation.iter().map(|p| p.ms_flags()).collect(),
+    };
+    if fstype == "cgroup" && !options.bind {
+        let namespace = context.has(libc::CLONE_NEWCGROUP);
+        let view = cgroup::mount_view(&context.host.cgroups, context.cgroup, namespace);
+        return Ok(Action::MountCgroup {
+            mount: planned,
+            view,
+        }
+        .into());
+    }
+    let mut step = Step::from(Action::Mount(planned.clone()));
+    if fstype == "mqueue" && !context.has(libc::CLONE_NEWIPC) {
+        step.otherwise.push(Otherwise {
+            on: vec![libc::EPERM],
+            action: None,
+            feature: format!("the mqueue mount on {}", planned.target),
+            fallback: "left out: the IPC namespace is not the container's own".into(),
+            remedy: "give the container an IPC namespace of its own".into(),
+        });
+    }
+    Ok(step)
+}
+
+fn shown_source(source: &Path, fstype: &str) -> String {
+    if source.as_os_str().is_empty() {
+        fstype.to_string()
+    } else {
+        source.to_string_lossy().into_owned()
+    }
+}
+
+fn devices(context: &Context<'_>) -> Vec<Step> {
+    let default = |(name, major, minor): (&str, u64, u64)| Device {
+        path: format!("/dev/{name}"),
+        kind: libc::S_IFCHR,
+        major,
+        minor,
+        mode: 0o666,
+        uid: 0,
+        gid: 0,
+    };
+    let listed: Vec<Device> = context
+        .linux
+        .devices()
+        .iter()
+        .flatten()
+        .map(device)
+        .collect();
+    let named = |path: &str| listed.iter().any(|device| clean(&device.path) == path);
+    let defaults = DEFAULT_DEVICES.map(default);
+    let all = defaults.into_iter().filter(|device| !named(&device.path));
+    let user_namespace = context.has(libc::CLONE_NEWUSER);
+    all.chain(listed.iter().cloned())
+        .map(|device| match user_namespace {
+            // The kernel makes no nodes in a user namespace, so there is nothing to try.
+            true => Action::BindDevice(device).into(),
+            false => Step {
+                otherwise: vec![bound(&device)],
+                action: Action::Device(device),
+            },
+        })
+        .collect()
+}
+
+fn bound(device: &Device) -> Otherwise {
+    Otherwise {
+        on: vec![libc::EPERM],
+        action: Some(Action::BindDevice(device.clone())),
+        feature: format!("the device node {}", device.path),
+        fallback: "a bind mount of the host's node, with the host's owner and mode".into(),
+        remedy: "run isorun with CAP_MKNOD, outside of a user namespace".into(),
+    }
+}
+
+fn device(device: &LinuxDevice) -> Device {
+    let (kind, mode) = match device.typ() {
+        LinuxDeviceType::B => (libc::S_IFBLK, 0o666),
+        LinuxDeviceType::P => (libc::S_IFIFO, 0o666),
+        _ => (libc::S_IFCHR, 0o666),
+    };
+    Device {
+        path: device.path().to_string_lossy().into_owned(),
+        kind,
+        major: u64::try_from(device.major()).unwrap_or(0),
+        minor: u64::try_from(device.minor()).unwrap_or(0),
+        mode: device.file_mode().unwrap_or(mode) & 0o7777,
+        uid: device.uid().unwrap_or(0),
+        gid: device.gid().unwrap_or(0),
+    }
+}
+
+/// Steps that close the file system, with the host's mounts still there, and change the root.
+pub(super) fn finish(context: &Context<'_>, process: &SpecProcess) -> Vec<Step> {
+    let cwd = process.cwd().to_string_lossy().into_owned();
+    let mut steps: Vec<Step> = Vec::new();
+    if clean(&cwd) != "/" {
+        steps.push(Action::CreateCwd { path: cwd }.into());
+    }
+    let readonly = context.linux.readonly_paths().iter().flatten();
+    steps.extend(readonly.map(|path| Action::ReadonlyPath { path: path.clone() }.into()));
+    let mut masked: Vec<&String> = Vec::new();
+    for path in context.linux.masked_paths().iter().flatten() {
+        // Engines list some twice; hiding what is hidden only costs.
+        if !masked.contains(&path) {
+            masked.push(path);
+        }
+    }
+    steps.extend(
+        masked
+            .into_iter()
+            .map(|path| Action::MaskPath { path: path.clone() }.into()),
+    );
+    steps.push(Action::PivotRoot.into());
+    let asked = context
+        .linux
+        .rootfs_propagation()
+        .as_deref()
+        .filter(|name| !name.is_empty());
+    if let Some(propagation) = asked.and_then(propagation) {
+        steps.push(
+            Action::FinalPropagation {
+                flags: propagation.ms_flags(),
+            }
+            .into(),
+        );
+    }
+    if context
+        .spec
+        .root()
+        .as_ref()
+        .and_then(|root| root.readonly())
+        .unwrap_or(false)
+    {
+        steps.push(Action::ReadonlyRoot.into());
+    }
+    steps
+}

@@ -1,0 +1,382 @@
+//! The vocabulary of a plan: what is done, in data.
+//!
+//! A step carries everything that it needs, resolved: parsed mount flags, numbers in place of names,
+//! the compiled filter. Executing one means no more than making the system calls that it names.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use oci_spec::runtime::Hook;
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::MountView;
+
+/// A step with the ways to go on when the host refuses it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// What to do.
+    #[serde(flatten)]
+    pub action: Action,
+    /// Tried in order: the first whose errnos hold the failure's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub otherwise: Vec<Otherwise>,
+}
+
+impl From<Action> for Step {
+    fn from(action: Action) -> Self {
+        Self {
+            action,
+            otherwise: Vec::new(),
+        }
+    }
+}
+
+/// One allowed way to go on after a failure: a degradation, always reported.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Otherwise {
+    /// The errnos that call for it.
+    pub on: Vec<i32>,
+    /// What to do in place of the step; nothing: leave it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub action: Option<Action>,
+    /// What is lost, for the report.
+    pub feature: String,
+    /// What takes its place.
+    pub fallback: String,
+    /// How the host can be made to allow it.
+    pub remedy: String,
+}
+
+/// What the host refused and what isorun did in its place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Degradation {
+    /// What is lost.
+    pub feature: String,
+    /// The step that failed, as a sentence.
+    pub reason: String,
+    /// The errno of the failure.
+    pub errno: i32,
+    /// What took its place.
+    pub fallback: String,
+    /// How the host can be made to allow it.
+    pub remedy: String,
+}
+
+impl std::fmt::Display for Degradation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "degraded: {}: {}; {}",
+            self.feature, self.reason, self.fallback
+        )?;
+        if !self.remedy.is_empty() {
+            write!(f, "; {}", self.remedy)?;
+        }
+        Ok(())
+    }
+}
+
+/// The things that the child does, in the order of the plan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "kebab-case")]
+pub enum Action {
+    /// A session and process group of its own: setsid(2).
+    NewSession,
+    /// A session keyring of its own, so that the caller's keys are not inherited: keyrings(7).
+    SessionKeyring {
+        /// Its name.
+        name: String,
+    },
+    /// The cgroup the child is in now becomes the root of its cgroup namespace.
+    CgroupNamespace,
+    /// A time namespace with offsets, entered when the program is executed: time_namespaces(7).
+    TimeNamespace {
+        /// The lines for /proc/self/timens_offsets.
+        offsets: Vec<String>,
+    },
+    /// A network namespace of its own.
+    NetworkNamespace,
+    /// The interface `lo` of the new network namespace goes up.
+    LoopbackUp,
+    /// The badness for the OOM killer, -1000 to 1000: proc(5).
+    OomScoreAdj {
+        /// The value.
+        value: i32,
+    },
+    /// Host name of the UTS namespace.
+    Hostname {
+        /// The name.
+        name: String,
+    },
+    /// NIS domain name of the UTS namespace.
+    Domainname {
+        /// The name.
+        name: String,
+    },
+    /// What mounts and unmounts in the new mount namespace have to do with the host's.
+    RootPropagation {
+        /// MS_SLAVE, MS_PRIVATE, MS_SHARED or MS_UNBINDABLE, with MS_REC.
+        flags: u64,
+    },
+    /// The root file system becomes a mount of its own; the steps after it resolve paths inside it.
+    OpenRoot {
+        /// Where it is.
+        path: PathBuf,
+    },
+    /// One mount.
+    Mount(Mount),
+    /// Where the mount of type cgroup goes; the view says what it is made of.
+    MountCgroup {
+        /// The mount's options; its kind is not used.
+        mount: Mount,
+        /// The hierarchies.
+        view: MountView,
+    },
+    /// A device node.
+    Device(Device),
+    /// A device node as a bind mount of the host's, where nodes cannot be made.
+    BindDevice(Device),
+    /// The symbolic links of /dev: (path, where it points).
+    DevLinks {
+        /// Path and target.
+        links: Vec<(String, String)>,
+    },
+    /// Tells the parent to run the hooks prestart and createRuntime, and waits for it.
+    HostHooks,
+    /// Runs hooks in the container's namespaces.
+    Hooks {
+        /// createContainer or startContainer.
+        stage: String,
+        /// What to run.
+        hooks: Vec<Hook>,
+    },
+    /// The root file system becomes `/`, and the host's mounts go away: pivot_root(2).
+    PivotRoot,
+    /// The propagation of `/` that the container asked for.
+    FinalPropagation {
+        /// MS_SHARED, MS_SLAVE, MS_PRIVATE or MS_UNBINDABLE, with or without MS_REC.
+        flags: u64,
+    },
+    /// A kernel parameter of one of the new namespaces.
+    Sysctl {
+        /// Its name with dots.
+        key: String,
+        /// Its value.
+        value: String,
+    },
+    /// The working directory is made where it is missing.
+    CreateCwd {
+        /// The directory, in the container.
+        path: String,
+    },
+    /// The mount of `/` becomes read-only.
+    ReadonlyRoot,
+    /// A path that becomes a read-only mount of itself.
+    ReadonlyPath {
+        /// The path, in the container.
+        path: String,
+    },
+    /// A path that is hidden by /dev/null or an empty read-only directory.
+    MaskPath {
+        /// The path, in the container.
+        path: String,
+    },
+    /// The file mode creation mask.
+    Umask {
+        /// Its bits.
+        mask: u32,
+    },
+    /// The program is looked for, and HOME where the environment has none.
+    FindProgram,
+    /// A resource limit: setrlimit(2).
+    Rlimit {
+        /// Its name, for people.
+        name: String,
+        /// Its number.
+        resource: u32,
+        /// The soft limit.
+        soft: u64,
+        /// The hard limit.
+        hard: u64,
+    },
+    /// The same, kept under the hard limit that this process may not raise.
+    ClampedRlimit {
+        /// Its name, for people.
+        name: String,
+        /// Its number.
+        resource: u32,
+        /// The soft limit.
+        soft: u64,
+        /// The hard limit.
+        hard: u64,
+    },
+    /// PR_SET_NO_NEW_PRIVS.
+    NoNewPrivs,
+    /// The system call filter.
+    Seccomp,
+    /// User, groups and capabilities.
+    Identity(Identity),
+    /// The working directory, checked to be inside the root.
+    Chdir {
+        /// The directory, in the container.
+        path: String,
+    },
+    /// Every descriptor from this number on is closed when the program is executed.
+    CloseFrom {
+        /// 3 and the number of those to keep.
+        first: u32,
+    },
+    /// Tells the parent that all is made, and waits for `start`.
+    AwaitStart,
+    /// Executes the program.
+    Exec,
+}
+
+/// What is mounted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum MountKind {
+    /// A new file system.
+    Fresh {
+        /// Its type.
+        fstype: String,
+        /// Its source, as mountinfo shows it.
+        source: String,
+        /// Parameters of the file system, with values or without.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        data: Vec<(String, Option<String>)>,
+    },
+    /// A mount of what is there already.
+    Bind {
+        /// An absolute path on the host.
+        source: PathBuf,
+        /// With what is mounted below it.
+        recursive: bool,
+    },
+}
+
+/// A mount with all its flags as numbers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Mount {
+    /// The entry of config.json, for errors.
+    pub field: String,
+    /// The path in the container.
+    pub target: String,
+    /// What is mounted.
+    #[serde(flatten)]
+    pub what: MountKind,
+    /// MOUNT_ATTR_* to set.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub set: u64,
+    /// MOUNT_ATTR_* to clear.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub clear: u64,
+    /// MOUNT_ATTR_* to set on the whole tree.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub recursive_set: u64,
+    /// MOUNT_ATTR_* to clear on the whole tree.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub recursive_clear: u64,
+    /// MS_* propagation flags, each applied in turn.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub propagation: Vec<u64>,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+/// A device node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Its path in the container.
+    pub path: String,
+    /// S_IFCHR, S_IFBLK or S_IFIFO.
+    pub kind: u32,
+    /// Major number.
+    pub major: u64,
+    /// Minor number.
+    pub minor: u64,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner, in the container.
+    pub uid: u32,
+    /// Group, in the container.
+    pub gid: u32,
+}
+
+/// User, groups and capabilities of the process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Supplementary groups; absent where setgroups is not to be called.
+    pub groups: Option<Vec<u32>>,
+    /// The five sets; all empty where config.json names none, as runc has it.
+    pub caps: CapSets,
+}
+
+/// Capability sets, a bit for each number of capabilities(7).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CapSets {
+    /// What execve can never go beyond.
+    pub bounding: u64,
+    /// What the kernel checks.
+    pub effective: u64,
+    /// What passes an execve of a file with inheritable bits.
+    pub inheritable: u64,
+    /// What may be made effective.
+    pub permitted: u64,
+    /// What passes every execve of an unprivileged program.
+    pub ambient: u64,
+}
+
+/// A line of an id map: user_namespaces(7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdMap {
+    /// First id in the container.
+    pub inside: u32,
+    /// First id outside.
+    pub outside: u32,
+    /// How many.
+    pub count: u32,
+}
+
+/// How the first process is born.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Birth {
+    /// The kinds that clone3 makes, by name.
+    pub namespaces: Vec<String>,
+    /// The same as CLONE_NEW* bits.
+    pub clone_flags: u64,
+    /// User id map, when there is a new user namespace.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub uid_map: Vec<IdMap>,
+    /// Group id map, likewise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gid_map: Vec<IdMap>,
+    /// The child waits until the parent has written maps or joined it to its cgroup.
+    pub child_waits: bool,
+    /// Hard limits that the parent raises, because a process in a new user namespace may not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub raise_limits: Vec<(u32, u64)>,
+    /// OOM badness that the parent sets, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom_score_adj: Option<i32>,
+}
+
+/// What is executed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// The arguments; the first names the program.
+    pub args: Vec<String>,
+    /// The environment.
+    pub env: Vec<String>,
+    /// Where the program starts.
+    pub cwd: String,
+}
+
+/// Hooks that the parent runs, by stage.
+pub type HostHooks = BTreeMap<String, Vec<Hook>>;

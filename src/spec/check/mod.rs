@@ -1,0 +1,296 @@
+//! The rules that a config.json must keep, beyond its types.
+//!
+//! [`check`] is pure: no system calls, no look at the host; what depends on the host (is there a
+//! cgroup controller, may this user do that) is the business of plan and engine. The rules are
+//! runc's (libcontainer/configs/validate and specconv) and the specification's MUSTs; where isorun
+//! refuses something because it comes with a later version, the sentence says so.
+
+mod hooks;
+mod linux;
+mod process;
+#[cfg(test)]
+mod tests;
+
+use std::fmt::Display;
+
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+
+use super::{mounts, parse};
+use crate::error::{Error, Result};
+
+/// Longest host name and domain name, in bytes: __NEW_UTS_LEN of sethostname(2).
+const MAX_UTS_NAME: usize = 64;
+
+/// Checks a parsed `Spec`; gives one sentence, `path: reason`, for each property in it that isorun
+/// does not act on and that does no harm.
+///
+/// # Errors
+///
+/// [`crate::error::Kind::Spec`] with the JSON path of the first rule that is broken.
+pub fn check(spec: &Spec) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    version(spec.version(), &mut notes)?;
+    root(spec)?;
+    for (name, there) in [
+        ("solaris", spec.solaris().is_some()),
+        ("windows", spec.windows().is_some()),
+        ("vm", spec.vm().is_some()),
+        ("zos", spec.zos().is_some()),
+    ] {
+        if there {
+            notes.push(parse::other_platform(name));
+        }
+    }
+    // Before the process, whose ids must be in the maps.
+    linux::check(spec, &mut notes)?;
+    match spec.process() {
+        Some(process) => process::check(process, spec.linux().as_ref(), &mut notes)?,
+        None => return Err(Error::spec("process", "missing: it says what to run")),
+    }
+    uts_name(spec, "hostname", spec.hostname().as_deref())?;
+    uts_name(spec, "domainname", spec.domainname().as_deref())?;
+    mount_list(spec, &mut notes)?;
+    if let Some(hooks) = spec.hooks() {
+        hooks::check(hooks)?;
+    }
+    if spec
+        .annotations()
+        .as_ref()
+        .is_some_and(|map| map.contains_key(""))
+    {
+        return Err(Error::spec("annotations", "a key is empty"));
+    }
+    Ok(notes)
+}
+
+/// What isorun will do one day and does not yet: refused, so that nobody relies on it unnoticed.
+fn later(field: impl Into<String>) -> Error {
+    Error::spec(field, "not supported by this version of isorun").remedy("leave it out")
+}
+
+/// Refuses what no system call can be told: a string with a null byte.
+fn no_null(field: impl Display, text: impl AsRef<[u8]>) -> Result<()> {
+    match text.as_ref().contains(&0) {
+        true => Err(Error::spec(field.to_string(), "it contains a null byte")),
+        false => Ok(()),
+    }
+}
+
+/// Whether the list of namespaces has this kind.
+fn has_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
+    let list = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.namespaces().as_ref());
+    list.is_some_and(|list| list.iter().any(|namespace| namespace.typ() == kind))
+}
+
+/// ociVersion: semantic version, major 1. A newer minor is taken, as the specification promises
+/// compatibility within a major version, but what it added is not known here: a note.
+fn version(version: &str, notes: &mut Vec<String>) -> Result<()> {
+    const FIELD: &str = "ociVersion";
+    if version.is_empty() {
+        return Err(Error::spec(
+            FIELD,
+            "missing: it says which specification config.json follows",
+        ));
+    }
+    let Some([major, minor, _]) = semantic(version) else {
+        return Err(Error::spec(
+            FIELD,
+            format!(
+                "{version:?} is not a semantic version such as \"{}\"",
+                super::VERSION_MAX
+            ),
+        ));
+    };
+    if major != 1 {
+        let max = super::VERSION_MAX;
+        return Err(Error::spec(
+            FIELD,
+            format!(
+                "{version} is not supported; isorun supports {} to {max}",
+                super::VERSION_MIN
+            ),
+        ));
+    }
+    if minor > 3 {
+        notes.push(format!(
+            "{FIELD}: {version} is newer than {}, the version that isorun implements: what it \
+             added is ignored",
+            super::VERSION_MAX
+        ));
+    }
+    Ok(())
+}
+
+/// The numbers of a semantic version; `None` where it is none (semver.org, 2.0.0).
+fn semantic(version: &str) -> Option<[u64; 3]> {
+    let identifiers = |text: &str| {
+        text.split('.').all(|part| {
+            !part.is_empty()
+                && part
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        })
+    };
+    let (rest, build) = version
+        .split_once('+')
+        .map_or((version, None), |(a, b)| (a, Some(b)));
+    let (core, pre) = rest
+        .split_once('-')
+        .map_or((rest, None), |(a, b)| (a, Some(b)));
+    if !build.is_none_or(identifiers) || !pre.is_none_or(identifiers) {
+        return None;
+    }
+    let mut numbers = [0; 3];
+    let mut parts = core.split('.');
+    for number in &mut numbers {
+        let part = parts.next()?;
+        let leading_zero = part.len() > 1 && part.starts_with('0');
+        if leading_zero || !part.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        *number = part.parse().ok()?;
+    }
+    parts.next().is_none().then_some(numbers)
+}
+
+fn root(spec: &Spec) -> Result<()> {
+    let Some(root) = spec.root() else {
+        return Err(Error::spec(
+            "root",
+            "missing: a container needs a root file system",
+        ));
+    };
+    if root.path().as_os_str().is_empty() {
+        return Err(Error::spec(
+            "root.path",
+            "missing: it names the directory of the root file system",
+        ));
+    }
+    no_null("root.path", root.path().as_os_str().as_encoded_bytes())
+}
+
+fn uts_name(spec: &Spec, field: &str, name: Option<&str>) -> Result<()> {
+    let Some(name) = name.filter(|name| !name.is_empty()) else {
+        return Ok(());
+    };
+    no_null(field, name)?;
+    if name.len() > MAX_UTS_NAME {
+        let length = name.len();
+        return Err(Error::spec(
+            field,
+            format!("it has {length} bytes; the kernel takes at most {MAX_UTS_NAME}"),
+        ));
+    }
+    match has_namespace(spec, LinuxNamespaceType::Uts) {
+        true => Ok(()),
+        false => Err(
+            Error::spec(field, "it cannot be set without a new UTS namespace")
+                .remedy("add {\"type\": \"uts\"} to linux.namespaces"),
+        ),
+    }
+}
+
+fn mount_list(spec: &Spec, notes: &mut Vec<String>) -> Result<()> {
+    for (index, mount) in spec.mounts().iter().flatten().enumerate() {
+        let field = |name: &str| format!("mounts[{index}].{name}");
+        let destination = mount.destination();
+        if destination.as_os_str().is_empty() {
+            return Err(Error::spec(
+                field("destination"),
+                "missing: it says where to mount",
+            ));
+        }
+        no_null(
+            field("destination"),
+            destination.as_os_str().as_encoded_bytes(),
+        )?;
+        if destination.is_relative() {
+            notes.push(format!(
+                "{}: {:?} is relative, which is deprecated; it is taken as relative to /",
+                field("destination"),
+                destination.display()
+            ));
+        }
+        if let Some(source) = mount.source() {
+            no_null(field("source"), source.as_os_str().as_encoded_bytes())?;
+        }
+        if let Some(typ) = mount.typ() {
+            no_null(field("type"), typ)?;
+        }
+        for (name, map) in [
+            ("uidMappings", mount.uid_mappings()),
+            ("gidMappings", mount.gid_mappings()),
+        ] {
+            if map.as_ref().is_some_and(|map| !map.is_empty()) {
+                return Err(later(field(name)));
+            }
+        }
+        let options = mounts::parse_mount(index, mount)?;
+        mount_options(index, mount, &options)?;
+    }
+    Ok(())
+}
+
+/// What the options ask for together with type and source.
+fn mount_options(
+    index: usize,
+    mount: &oci_spec::runtime::Mount,
+    options: &mounts::MountOptions,
+) -> Result<()> {
+    // The place of an option in the list, for the path in the error.
+    let place = |is: &dyn Fn(&str) -> bool| {
+        let list = mount.options().as_deref().unwrap_or_default();
+        match list.iter().position(|option| is(option)) {
+            Some(at) => format!("mounts[{index}].options[{at}]"),
+            None => format!("mounts[{index}].options"),
+        }
+    };
+    let refuse = |name: &str| {
+        Error::spec(
+            place(&|option| option == name),
+            format!("mount option \"{name}\" is not supported by this version of isorun"),
+        )
+        .remedy("leave it out")
+    };
+    if options.idmap.is_some() {
+        let name = if options.idmap == Some(mounts::IdMap::Idmap) {
+            "idmap"
+        } else {
+            "ridmap"
+        };
+        return Err(refuse(name));
+    }
+    if options.tmpcopyup {
+        return Err(refuse("tmpcopyup"));
+    }
+    let typ = mount.typ().as_deref().unwrap_or_default();
+    if options.bind {
+        if mount
+            .source()
+            .as_ref()
+            .is_none_or(|source| source.as_os_str().is_empty())
+        {
+            return Err(Error::spec(
+                format!("mounts[{index}].source"),
+                "missing: a bind mount needs the path of what to show",
+            ));
+        }
+        // The kernel ignores data of a bind mount, so a misspelt "readonly" would be writable.
+        if let Some((name, _)) = options.data.first() {
+            let is = |option: &str| option.split(['=', ',']).any(|part| part == name);
+            return Err(Error::spec(
+                place(&is),
+                format!("unknown mount option {name:?} for a bind mount"),
+            ));
+        }
+    } else if !options.remount && (typ.is_empty() || typ == "none") {
+        return Err(Error::spec(
+            format!("mounts[{index}].type"),
+            "it names no file system, and the options ask for no bind mount",
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,441 @@
+//! The directories of all containers, and the lock on each.
+//!
+//! The lock is an exclusive flock(2) on the container's directory itself, so that there is no lock
+//! file to leave behind. A directory may be removed between open and flock; its link count is zero
+//! then, and whoever got the lock of such a directory starts over.
+//!
+//! A lock belongs to the open file description: a child that is forked (not executed) while it is
+//! held shares it. Such a child must close [`Dir::fd`], or the lock outlives a killed parent.
+
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag, open, openat, renameat};
+use nix::sys::stat::{Mode, fstat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use super::record::{Record, Status};
+use super::{check_id, process};
+use crate::error::{Error, Kind, Result};
+
+const RECORD: &str = "state.json";
+const RECORD_NEW: &str = "state.json.new";
+/// The name of the fifo on which a created container waits for `start`.
+pub(super) const FIFO: &str = "exec.fifo";
+
+/// How long a command waits for another one that works on the same container.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// All containers below one root directory.
+#[derive(Debug, Clone)]
+pub struct Store {
+    root: PathBuf,
+    patience: Duration,
+}
+
+/// One container's directory, locked: nobody else changes it as long as this value lives.
+#[derive(Debug)]
+pub struct Dir {
+    id: String,
+    path: PathBuf,
+    lock: Flock<OwnedFd>,
+}
+
+/// One line of [`Store::list`].
+#[derive(Debug)]
+pub struct Entry {
+    /// The container's id.
+    pub id: String,
+    /// Its state directory.
+    pub path: PathBuf,
+    /// Its record, or why there is none that can be read.
+    pub record: Result<Record>,
+}
+
+impl Store {
+    /// The store below `root`, which need not exist yet.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self {
+            root: root.into(),
+            patience: PATIENCE,
+        }
+    }
+
+    /// Where the containers of this user are without `--root`: /run/isorun, or, without
+    /// privileges, $XDG_RUNTIME_DIR/isorun where that is set.
+    pub fn default_root() -> PathBuf {
+        let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
+        match runtime_dir {
+            Some(dir) if !nix::unistd::geteuid().is_root() => Path::new(&dir).join("isorun"),
+            _ => PathBuf::from("/run/isorun"),
+        }
+    }
+
+    /// Waits at most this long for a lock, instead of ten seconds.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// The root directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The state directory of container `id`, whether it exists or not. `id` must be checked.
+    pub fn path(&self, id: &str) -> PathBuf {
+        self.root.join(id)
+    }
+
+    /// Makes the directory of a new container, and locks it. Of several that ask for the same id
+    /// at the same time exactly one gets it.
+    ///
+    /// # Errors
+    /// [`Kind::Exists`] in runc's words; [`Kind::Usage`] for an invalid id; the system's refusal.
+    pub fn create(&self, id: &str) -> Result<Dir> {
+        check_id(id)?;
+        let path = self.path(id);
+        loop {
+            match DirBuilder::new().mode(0o700).create(&path) {
+                Ok(()) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    self.make_root()?;
+                    continue;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                    return Err(Error::new(
+                        Kind::Exists,
+                        format!(
+                            "container with given ID already exists: {id:?} in {}",
+                            self.root.display()
+                        ),
+                    ));
+                }
+                Err(error) => return Err(Error::io("create directory", display(&path), &error)),
+            }
+            // A `delete --force` may see the empty directory first and take it away.
+            if let Some(dir) = self.lock(id, &path)? {
+                return Ok(dir);
+            }
+        }
+    }
+
+    /// Locks the directory of an existing container, complete or not; waits for whoever has the
+    /// lock, up to ten seconds.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] in runc's words; [`Kind::State`] naming who holds the lock.
+    pub fn open(&self, id: &str) -> Result<Dir> {
+        check_id(id)?;
+        self.lock(id, &self.path(id))?
+            .ok_or_else(|| self.not_found(id))
+    }
+
+    /// Reads the record of a container without a lock: it is always a whole one, and may be
+    /// replaced a moment later.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] in runc's words; [`Kind::State`] where the container has no record that
+    /// can be read.
+    pub fn peek(&self, id: &str) -> Result<Record> {
+        check_id(id)?;
+        let dir = self.path(id);
+        match read_record(&dir)? {
+            Some(record) => Ok(record),
+            None if dir.is_dir() => Err(no_record(id)),
+            None => Err(self.not_found(id)),
+        }
+    }
+
+    /// All containers, by id, also those that have no record that can be read. Takes no lock;
+    /// containers may come and go meanwhile.
+    ///
+    /// # Errors
+    /// Where the root directory cannot be read. That it does not exist is no error.
+    pub fn list(&self) -> Result<Vec<Entry>> {
+        let failed = |error| Error::io("read directory", display(&self.root), &error);
+        let names = match fs::read_dir(&self.root) {
+            Ok(names) => names,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut entries = Vec::new();
+        for name in names {
+            let name = name.map_err(failed)?;
+            let Some(id) = name.file_name().to_str().map(str::to_string) else {
+                continue;
+            };
+            if check_id(&id).is_err() || !name.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            let path = name.path();
+            let record = match read_record(&path) {
+                Ok(Some(record)) => Ok(record),
+                Ok(None) if path.is_dir() => Err(no_record(&id)),
+                // It was deleted since its name was read.
+                Ok(None) => continue,
+                Err(error) => Err(error),
+            };
+            entries.push(Entry { id, path, record });
+        }
+        entries.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        Ok(entries)
+    }
+
+    fn not_found(&self, id: &str) -> Error {
+        let sentence = format!(
+            "container does not exist: there is no {id:?} in {}",
+            self.root.display()
+        );
+        Error::new(Kind::NotFound, sentence)
+    }
+
+    fn make_root(&self) -> Result<()> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.root)
+            .map_err(|error| Error::io("create directory", display(&self.root), &error))
+    }
+
+    /// Opens and locks `path`; none where it does not exist, or does not exist any more.
+    fn lock(&self, id: &str, path: &Path) -> Result<Option<Dir>> {
+        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_RDONLY;
+        let mut fd = match open(path, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(errno) => return Err(Error::os("open directory", display(path), errno)),
+        };
+        let end = Instant::now() + self.patience;
+        let mut pause = Duration::from_micros(500);
+        let lock = loop {
+            fd = match Flock::lock(fd, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => break lock,
+                Err((fd, Errno::EAGAIN | Errno::EINTR)) => fd,
+                Err((_, errno)) => return Err(Error::os("lock directory", display(path), errno)),
+            };
+            if Instant::now() >= end {
+                return Err(busy(id, path, self.patience));
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(20));
+        };
+        let links = fstat(lock.as_fd())
+            .map_err(|errno| Error::os("stat directory", display(path), errno))?
+            .st_nlink;
+        if links == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Dir {
+            id: id.to_string(),
+            path: path.to_path_buf(),
+            lock,
+        }))
+    }
+}
+
+impl Dir {
+    /// The container's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The directory's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory's descriptor, which carries the lock. A forked child must close its copy.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+
+    /// The fifo on which the created container waits for `start`.
+    pub fn fifo_path(&self) -> PathBuf {
+        self.path.join(FIFO)
+    }
+
+    /// The container's record; none where its creator was killed before it wrote one.
+    ///
+    /// # Errors
+    /// Where there is one that cannot be read.
+    pub fn record(&self) -> Result<Option<Record>> {
+        read_record(&self.path)
+    }
+
+    /// The container's status; without a record nobody lives, since this value holds the lock.
+    ///
+    /// # Errors
+    /// As [`Dir::record`].
+    pub fn status(&self) -> Result<Status> {
+        Ok(self
+            .record()?
+            .map_or(Status::Stopped, |record| record.status(&self.path)))
+    }
+
+    /// Replaces the container's record: a reader sees the old one or the new one, never half.
+    ///
+    /// # Errors
+    /// The system's refusal (no space, read-only); the old record is still there then.
+    pub fn save(&self, record: &Record) -> Result<()> {
+        let path = self.path.join(RECORD);
+        let failed = |errno| Error::os("write", display(&path), errno);
+        let text = serde_json::to_vec(record).map_err(|error| {
+            Error::new(Kind::State, format!("write {}: {error}", path.display()))
+        })?;
+        let flags = OFlag::O_WRONLY
+            | OFlag::O_CREAT
+            | OFlag::O_TRUNC
+            | OFlag::O_NOFOLLOW
+            | OFlag::O_CLOEXEC;
+        let fd = openat(
+            self.fd(),
+            RECORD_NEW,
+            flags,
+            Mode::from_bits_truncate(0o600),
+        )
+        .map_err(failed)?;
+        let written = File::from(fd)
+            .write_all(&text)
+            .map_err(|error| Error::io("write", display(&path), &error))
+            .and_then(|()| renameat(self.fd(), RECORD_NEW, self.fd(), RECORD).map_err(failed));
+        if written.is_err() {
+            // Half a file helps nobody; the error that is told is the first one.
+            let _ = unlinkat(self.fd(), RECORD_NEW, UnlinkatFlags::NoRemoveDir);
+        }
+        written
+    }
+
+    /// Removes the files of the directory and the directory itself; links are removed, not
+    /// followed. The record goes last, so that a removal that was interrupted can be repeated.
+    ///
+    /// # Errors
+    /// The system's refusal, or a directory inside, which isorun never makes.
+    pub fn remove(self) -> Result<()> {
+        for name in [FIFO, RECORD_NEW] {
+            self.unlink(name)?;
+        }
+        let others = fs::read_dir(&self.path)
+            .map_err(|error| Error::io("read directory", display(&self.path), &error))?;
+        for name in others {
+            let name =
+                name.map_err(|error| Error::io("read directory", display(&self.path), &error))?;
+            if name.file_name() != RECORD {
+                self.unlink(name.file_name())?;
+            }
+        }
+        self.unlink(RECORD)?;
+        unlinkat(AT_FDCWD, &self.path, UnlinkatFlags::RemoveDir)
+            .map_err(|errno| Error::os("remove directory", display(&self.path), errno))
+    }
+
+    fn unlink(&self, name: impl AsRef<OsStr>) -> Result<()> {
+        match unlinkat(self.fd(), name.as_ref(), UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(errno) => Err(Error::os(
+                "remove",
+                display(&self.path.join(name.as_ref())),
+                errno,
+            )),
+        }
+    }
+}
+
+impl Entry {
+    /// The container's status. Without a record it is being made if somebody holds its lock.
+    pub fn status(&self) -> Status {
+        match &self.record {
+            Ok(record) => record.status(&self.path),
+            Err(_) if is_locked(&self.path) => Status::Creating,
+            Err(_) => Status::Stopped,
+        }
+    }
+
+    /// User id of who made the container.
+    pub fn owner(&self) -> u32 {
+        match &self.record {
+            Ok(record) => record.owner,
+            Err(_) => fs::symlink_metadata(&self.path).map_or(0, |data| data.uid()),
+        }
+    }
+}
+
+fn display(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn no_record(id: &str) -> Error {
+    let sentence =
+        format!("container {id:?} has no state: its creation has not finished or was killed");
+    Error::new(Kind::State, sentence).remedy("isorun delete --force removes what is left of it")
+}
+
+fn read_record(dir: &Path) -> Result<Option<Record>> {
+    let path = dir.join(RECORD);
+    let mut text = Vec::with_capacity(4096);
+    match File::open(&path).and_then(|mut file| file.read_to_end(&mut text)) {
+        Ok(_) => Record::parse(&text, &path).map(Some),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("read", display(&path), &error)),
+    }
+}
+
+fn is_locked(path: &Path) -> bool {
+    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_RDONLY;
+    let Ok(fd) = open(path, flags, Mode::empty()) else {
+        return false;
+    };
+    matches!(
+        Flock::lock(fd, FlockArg::LockSharedNonblock),
+        Err((_, Errno::EAGAIN))
+    )
+}
+
+/// The error for a lock that was not to be had, naming who has it where /proc/locks tells.
+fn busy(id: &str, path: &Path, waited: Duration) -> Error {
+    let holder = fs::metadata(path)
+        .ok()
+        .zip(fs::read_to_string("/proc/locks").ok())
+        .and_then(|(data, locks)| holder_in(&locks, data.ino()));
+    let who = match holder {
+        Some(pid) => {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            let gone = if process::start_time(pid).is_err() {
+                ", which has ended,"
+            } else {
+                ""
+            };
+            format!("process {pid} ({}){gone} holds its lock", name.trim())
+        }
+        None => "another process holds its lock".to_string(),
+    };
+    let sentence = format!(
+        "container {id:?} is busy: {who}, waited {} s",
+        waited.as_secs()
+    );
+    Error::new(Kind::State, sentence)
+}
+
+/// The pid of the process that took the exclusive flock on inode `inode`; see proc_locks(5).
+fn holder_in(locks: &str, inode: u64) -> Option<i32> {
+    locks.lines().find_map(|line| {
+        // 1: FLOCK  ADVISORY  WRITE 1234 00:19:5678 0 EOF; waiting ones have "->" after the number.
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let [_, "FLOCK", _, "WRITE", pid, file, ..] = fields.as_slice() else {
+            return None;
+        };
+        let found = file.rsplit(':').next()?.parse::<u64>().ok()?;
+        (found == inode).then(|| pid.parse().ok())?
+    })
+}
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

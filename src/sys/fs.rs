@@ -1,0 +1,173 @@
+//! Files: openat2(2), close_range(2), execveat(2), statfs magic numbers, unnamed descriptors.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+
+/// RESOLVE_* of linux/openat2.h.
+pub mod resolve {
+    /// Do not cross mount points.
+    pub const NO_XDEV: u64 = 0x01;
+    /// Do not follow magic links (/proc/PID/fd/N and the like).
+    pub const NO_MAGICLINKS: u64 = 0x02;
+    /// Follow no symbolic link at all.
+    pub const NO_SYMLINKS: u64 = 0x04;
+    /// Fail with EXDEV when the path leaves the directory.
+    pub const BENEATH: u64 = 0x08;
+    /// The directory is the root of the resolution, as after chroot.
+    pub const IN_ROOT: u64 = 0x10;
+}
+
+/// `struct open_how` of linux/openat2.h.
+#[repr(C)]
+struct OpenHow {
+    flags: u64,
+    mode: u64,
+    resolve: u64,
+}
+
+/// openat2(2), close-on-exec. EAGAIN (a rename raced with `..`) is tried again a few times.
+pub fn openat2(
+    dir: BorrowedFd<'_>,
+    path: &CStr,
+    flags: i32,
+    mode: u32,
+    resolve: u64,
+) -> nix::Result<OwnedFd> {
+    let how = OpenHow {
+        flags: (flags | libc::O_CLOEXEC) as u64,
+        mode: u64::from(mode),
+        resolve,
+    };
+    let mut tries = 0;
+    loop {
+        // SAFETY: a valid string, a struct of the size that is passed.
+        let result = super::checked(unsafe {
+            libc::syscall(
+                libc::SYS_openat2,
+                dir.as_raw_fd(),
+                path.as_ptr(),
+                &raw const how,
+                std::mem::size_of::<OpenHow>(),
+            )
+        });
+        match result {
+            Err(Errno::EAGAIN) if tries < 32 => tries += 1,
+            Err(errno) => return Err(errno),
+            // SAFETY: the system call made this descriptor just now.
+            Ok(fd) => return Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }),
+        }
+    }
+}
+
+/// Sets close-on-exec on every descriptor from `first` on (close_range(2), Linux 5.11); where the
+/// kernel lacks that, goes through /proc/self/fd.
+pub fn cloexec_from(first: u32) -> nix::Result<()> {
+    const CLOSE_RANGE_CLOEXEC: u32 = 4;
+    // SAFETY: plain numbers; descriptors stay open until an exec.
+    let result = super::checked(unsafe {
+        libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_CLOEXEC)
+    });
+    match result {
+        Ok(_) => Ok(()),
+        Err(Errno::ENOSYS | Errno::EINVAL | Errno::EPERM) => cloexec_by_proc(first),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn cloexec_by_proc(first: u32) -> nix::Result<()> {
+    let entries = std::fs::read_dir("/proc/self/fd")
+        .map_err(|e| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
+    for entry in entries.flatten() {
+        let Some(fd) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<RawFd>().ok())
+        else {
+            continue;
+        };
+        if fd >= first as RawFd {
+            // SAFETY: F_SETFD changes a flag; EBADF (the directory's own descriptor) does no harm.
+            unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+    Ok(())
+}
+
+/// Whether descriptor `fd` is open.
+pub fn is_open(fd: RawFd) -> bool {
+    // SAFETY: F_GETFD only reads a flag.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+}
+
+/// Clears close-on-exec of `fd`, so that it is passed on.
+pub fn keep_open(fd: RawFd) -> nix::Result<()> {
+    // SAFETY: F_SETFD changes a flag of the descriptor, nothing else.
+    super::checked(unsafe { libc::fcntl(fd, libc::F_SETFD, 0) }.into()).map(drop)
+}
+
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings
+        .iter()
+        .map(|s| s.as_ptr())
+        .chain([std::ptr::null()])
+        .collect()
+}
+
+/// Executes the program that `file` refers to; returns only the errno.
+pub fn fexec(file: BorrowedFd<'_>, args: &[CString], env: &[CString]) -> Errno {
+    let (args, env) = (pointers(args), pointers(env));
+    // SAFETY: both vectors are null-terminated and point to strings that live on.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            args.as_ptr(),
+            env.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
+    }
+    Errno::last()
+}
+
+/// The type number of the file system that `fd` is on (statfs(2) f_type).
+pub fn fs_magic(fd: BorrowedFd<'_>) -> nix::Result<i64> {
+    // SAFETY: all zeroes is a valid statfs, and the kernel fills it.
+    let mut buffer: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the buffer is writable and of the right type.
+    super::checked(unsafe { libc::fstatfs(fd.as_raw_fd(), &raw mut buffer) }.into())?;
+    Ok(buffer.f_type)
+}
+
+/// An anonymous file in memory that can be sealed and executed (memfd_create(2)).
+pub fn memfd(name: &CStr) -> nix::Result<OwnedFd> {
+    const MFD_EXEC: u32 = 0x10;
+    let base = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    // SAFETY: a valid string and flags.
+    let mut fd = unsafe { libc::memfd_create(name.as_ptr(), base | MFD_EXEC) };
+    if fd < 0 && Errno::last() == Errno::EINVAL {
+        // Before Linux 6.3 MFD_EXEC is unknown, and a memfd is executable anyway.
+        // SAFETY: as above.
+        fd = unsafe { libc::memfd_create(name.as_ptr(), base) };
+    }
+    let fd = super::checked(fd.into())? as RawFd;
+    // SAFETY: made just now.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Forbids every change of a memfd for good.
+pub fn seal(fd: BorrowedFd<'_>) -> nix::Result<()> {
+    let seals = libc::F_SEAL_SEAL | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE;
+    // SAFETY: plain numbers.
+    super::checked(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) }.into())
+        .map(drop)
+}
+
+/// The seals of a descriptor (F_SEAL_* bits); EINVAL when it is no memfd.
+pub fn seals(fd: BorrowedFd<'_>) -> nix::Result<i32> {
+    // SAFETY: plain numbers.
+    super::checked(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) }.into())
+        .map(|seals| seals as i32)
+}

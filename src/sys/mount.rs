@@ -1,0 +1,180 @@
+//! The mount API of Linux 5.2 (fsopen, fsmount, open_tree, move_mount) and 5.12 (mount_setattr),
+//! which libc and nix do not wrap. See fsopen(2), open_tree(2), move_mount(2), mount_setattr(2).
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// `MOUNT_ATTR_RDONLY` and its like, of linux/mount.h.
+pub mod attr {
+    /// Read-only.
+    pub const RDONLY: u64 = 0x1;
+    /// Set-user-ID bits and file capabilities do nothing.
+    pub const NOSUID: u64 = 0x2;
+    /// Device nodes do nothing.
+    pub const NODEV: u64 = 0x4;
+    /// Programs cannot be executed.
+    pub const NOEXEC: u64 = 0x8;
+    /// The field of the access-time modes; cleared as a whole when one is set.
+    pub const ATIME: u64 = 0x70;
+    /// Access times are never updated.
+    pub const NOATIME: u64 = 0x10;
+    /// Access times are always updated.
+    pub const STRICTATIME: u64 = 0x20;
+    /// Access times of directories are not updated.
+    pub const NODIRATIME: u64 = 0x80;
+    /// Symbolic links are not followed.
+    pub const NOSYMFOLLOW: u64 = 0x20_0000;
+}
+
+const OPEN_TREE_CLONE: u32 = 1;
+const OPEN_TREE_CLOEXEC: u32 = libc::O_CLOEXEC as u32;
+const AT_RECURSIVE: u32 = 0x8000;
+const AT_EMPTY_PATH: u32 = 0x1000;
+const MOVE_MOUNT_F_EMPTY_PATH: u32 = 0x4;
+const MOVE_MOUNT_T_EMPTY_PATH: u32 = 0x40;
+const FSOPEN_CLOEXEC: u32 = 1;
+const FSMOUNT_CLOEXEC: u32 = 1;
+const FSCONFIG_SET_FLAG: u32 = 0;
+const FSCONFIG_SET_STRING: u32 = 1;
+const FSCONFIG_CMD_CREATE: u32 = 6;
+
+/// `struct mount_attr` of linux/mount.h.
+#[repr(C)]
+#[derive(Default, Clone, Copy)]
+struct MountAttr {
+    attr_set: u64,
+    attr_clr: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+fn owned(result: libc::c_long) -> nix::Result<OwnedFd> {
+    let fd = super::checked(result)? as RawFd;
+    // SAFETY: the system call made this descriptor just now, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Opens a context to configure a new file system of type `fstype` (close-on-exec).
+pub fn fsopen(fstype: &CStr) -> nix::Result<OwnedFd> {
+    // SAFETY: a valid string and flags.
+    owned(unsafe { libc::syscall(libc::SYS_fsopen, fstype.as_ptr(), FSOPEN_CLOEXEC) })
+}
+
+/// Sets a parameter: `key=value`, or the flag `key` without a value.
+pub fn fsconfig_set(context: BorrowedFd<'_>, key: &CStr, value: Option<&CStr>) -> nix::Result<()> {
+    let (command, pointer) = match value {
+        Some(value) => (FSCONFIG_SET_STRING, value.as_ptr()),
+        None => (FSCONFIG_SET_FLAG, std::ptr::null()),
+    };
+    // SAFETY: valid strings; a flag takes a null value, and aux is 0 for both commands.
+    super::checked(unsafe {
+        libc::syscall(
+            libc::SYS_fsconfig,
+            context.as_raw_fd(),
+            command,
+            key.as_ptr(),
+            pointer,
+            0,
+        )
+    })
+    .map(drop)
+}
+
+/// Makes the configured superblock.
+pub fn fsconfig_create(context: BorrowedFd<'_>) -> nix::Result<()> {
+    let null = std::ptr::null::<libc::c_char>();
+    // SAFETY: the command takes no key and no value.
+    super::checked(unsafe {
+        libc::syscall(
+            libc::SYS_fsconfig,
+            context.as_raw_fd(),
+            FSCONFIG_CMD_CREATE,
+            null,
+            null,
+            0,
+        )
+    })
+    .map(drop)
+}
+
+/// What the kernel wrote about the last failure of this context, e.g. `tmpfs: Bad value for 'size'`.
+pub fn fs_message(context: BorrowedFd<'_>) -> Option<String> {
+    let mut buffer = [0u8; 256];
+    let n = nix::unistd::read(context, &mut buffer).ok()?;
+    let text = String::from_utf8_lossy(&buffer[..n]);
+    // A line is "e message": the first letter is the severity.
+    Some(text.trim().trim_start_matches("e ").to_string())
+}
+
+/// A detached mount of the context's superblock, with `attributes` ([`attr`]).
+pub fn fsmount(context: BorrowedFd<'_>, attributes: u64) -> nix::Result<OwnedFd> {
+    // SAFETY: plain numbers.
+    owned(unsafe {
+        libc::syscall(
+            libc::SYS_fsmount,
+            context.as_raw_fd(),
+            FSMOUNT_CLOEXEC,
+            attributes,
+        )
+    })
+}
+
+/// A detached copy of the mount at `path` below `dir` (an empty path: of `dir` itself), with what is
+/// mounted below it when `recursive`.
+pub fn open_tree_clone(dir: BorrowedFd<'_>, path: &CStr, recursive: bool) -> nix::Result<OwnedFd> {
+    let mut flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= AT_RECURSIVE;
+    }
+    if path.is_empty() {
+        flags |= AT_EMPTY_PATH;
+    }
+    // SAFETY: a valid string and flags.
+    owned(unsafe { libc::syscall(libc::SYS_open_tree, dir.as_raw_fd(), path.as_ptr(), flags) })
+}
+
+/// Attaches the detached mount `from` on top of the object that `target` refers to.
+pub fn move_mount(from: BorrowedFd<'_>, target: BorrowedFd<'_>) -> nix::Result<()> {
+    // SAFETY: both paths are empty strings, so only the descriptors count.
+    super::checked(unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            from.as_raw_fd(),
+            c"".as_ptr(),
+            target.as_raw_fd(),
+            c"".as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH,
+        )
+    })
+    .map(drop)
+}
+
+/// Changes attributes (`set`, `clear`: [`attr`]) and propagation (MS_PRIVATE and its like, 0: leave
+/// it) of the mount that `mount` refers to, and of all below it when `recursive`.
+pub fn mount_setattr(
+    mount: impl AsFd,
+    recursive: bool,
+    set: u64,
+    clear: u64,
+    propagation: u64,
+) -> nix::Result<()> {
+    let attributes = MountAttr {
+        attr_set: set,
+        attr_clr: clear,
+        propagation,
+        userns_fd: 0,
+    };
+    let flags = AT_EMPTY_PATH | if recursive { AT_RECURSIVE } else { 0 };
+    // SAFETY: a valid string, a struct of the size that is passed.
+    super::checked(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            std::mem::size_of::<MountAttr>(),
+        )
+    })
+    .map(drop)
+}

@@ -1,0 +1,260 @@
+//! Processes: pidfds, capabilities, prctl(2), keyctl(2), wait status, signals.
+
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+fn prctl(option: i32, argument: u64) -> nix::Result<i32> {
+    // SAFETY: the options used in this file take plain numbers, and zeroes for the rest.
+    super::checked(unsafe { libc::prctl(option, argument, 0, 0, 0) }.into()).map(|n| n as i32)
+}
+
+/// Neither this process nor what it executes can gain privileges (PR_SET_NO_NEW_PRIVS).
+pub fn no_new_privs() -> nix::Result<()> {
+    prctl(libc::PR_SET_NO_NEW_PRIVS, 1).map(drop)
+}
+
+/// The signal that this process gets when its parent ends; 0 for none (PR_SET_PDEATHSIG).
+pub fn parent_death_signal(signal: i32) -> nix::Result<()> {
+    prctl(libc::PR_SET_PDEATHSIG, signal as u64).map(drop)
+}
+
+/// Whether others may ptrace this process and look at /proc/PID/exe (PR_SET_DUMPABLE).
+pub fn dumpable(yes: bool) -> nix::Result<()> {
+    prctl(libc::PR_SET_DUMPABLE, u64::from(yes)).map(drop)
+}
+
+/// Orphans among the descendants become children of this process (PR_SET_CHILD_SUBREAPER).
+pub fn child_subreaper() -> nix::Result<()> {
+    prctl(libc::PR_SET_CHILD_SUBREAPER, 1).map(drop)
+}
+
+/// Permitted capabilities survive the change away from user id 0 (PR_SET_KEEPCAPS).
+pub fn keep_caps(yes: bool) -> nix::Result<()> {
+    prctl(libc::PR_SET_KEEPCAPS, u64::from(yes)).map(drop)
+}
+
+/// Takes capability number `cap` out of the bounding set; EINVAL when the kernel does not know it.
+pub fn bounding_drop(cap: u32) -> nix::Result<()> {
+    prctl(libc::PR_CAPBSET_DROP, u64::from(cap)).map(drop)
+}
+
+/// Whether capability number `cap` is in the bounding set; EINVAL when the kernel does not know it.
+pub fn bounding_has(cap: u32) -> nix::Result<bool> {
+    prctl(libc::PR_CAPBSET_READ, u64::from(cap)).map(|n| n == 1)
+}
+
+/// Empties the ambient set (PR_CAP_AMBIENT_CLEAR_ALL).
+pub fn ambient_clear() -> nix::Result<()> {
+    prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64).map(drop)
+}
+
+/// Adds capability number `cap` to the ambient set; it must be permitted and inheritable.
+pub fn ambient_raise(cap: u32) -> nix::Result<()> {
+    // SAFETY: plain numbers.
+    let result = unsafe {
+        libc::prctl(
+            libc::PR_CAP_AMBIENT,
+            libc::PR_CAP_AMBIENT_RAISE,
+            u64::from(cap),
+            0,
+            0,
+        )
+    };
+    super::checked(result.into()).map(drop)
+}
+
+#[repr(C)]
+struct CapHeader {
+    version: u32,
+    pid: i32,
+}
+
+#[repr(C)]
+#[derive(Default, Clone, Copy)]
+struct CapData {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+
+/// The effective capabilities of this process, a bit for each number (capget(2)).
+pub fn effective_caps() -> nix::Result<u64> {
+    let mut header = CapHeader {
+        version: CAPABILITY_VERSION_3,
+        pid: 0,
+    };
+    let mut data = [CapData::default(); 2];
+    // SAFETY: version 3 writes two data structs.
+    super::checked(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) })?;
+    Ok(u64::from(data[0].effective) | u64::from(data[1].effective) << 32)
+}
+
+/// Sets the effective, permitted and inheritable sets at once (capset(2)).
+pub fn set_caps(effective: u64, permitted: u64, inheritable: u64) -> nix::Result<()> {
+    let mut header = CapHeader {
+        version: CAPABILITY_VERSION_3,
+        pid: 0,
+    };
+    let half = |shift: u32| CapData {
+        effective: (effective >> shift) as u32,
+        permitted: (permitted >> shift) as u32,
+        inheritable: (inheritable >> shift) as u32,
+    };
+    let data = [half(0), half(32)];
+    // SAFETY: version 3 reads two data structs.
+    super::checked(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) })
+        .map(drop)
+}
+
+/// Joins a new session keyring called `name`; its serial number (KEYCTL_JOIN_SESSION_KEYRING).
+pub fn join_session_keyring(name: &CStr) -> nix::Result<i32> {
+    const KEYCTL_JOIN_SESSION_KEYRING: u32 = 1;
+    // SAFETY: a valid string.
+    super::checked(unsafe {
+        libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr())
+    })
+    .map(|serial| serial as i32)
+}
+
+/// A pidfd for the process `pid` (pidfd_open(2)).
+pub fn pidfd_open(pid: i32) -> nix::Result<OwnedFd> {
+    // SAFETY: plain numbers.
+    let fd = super::checked(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    // SAFETY: made just now.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Sends `signal` to the process of a pidfd; 0 only asks whether that is possible.
+pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> nix::Result<()> {
+    let null = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: a null siginfo means that of kill(2).
+    super::checked(unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            null,
+            0,
+        )
+    })
+    .map(drop)
+}
+
+/// A copy of descriptor `fd` of the process of a pidfd (pidfd_getfd(2)).
+pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: RawFd) -> nix::Result<OwnedFd> {
+    // SAFETY: plain numbers.
+    let fd =
+        super::checked(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })?;
+    // SAFETY: made just now.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Reaps one child that has ended (waitpid(2)), without waiting: its pid, and its exit code or
+/// 128 + n for signal n, real-time signals included.
+///
+/// # Errors
+/// ECHILD when there are no children.
+pub fn wait_any() -> nix::Result<Option<(i32, i32)>> {
+    let mut status = 0;
+    // SAFETY: the kernel writes one int that lives here.
+    let pid = super::checked(unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) }.into())?;
+    let code = if libc::WIFEXITED(status) {
+        libc::WEXITSTATUS(status)
+    } else {
+        128 + libc::WTERMSIG(status)
+    };
+    Ok((pid != 0).then_some((pid as i32, code)))
+}
+
+/// Waits for a blocked signal and takes it: its number (sigwaitinfo(2)).
+pub fn wait_signal() -> nix::Result<i32> {
+    // SAFETY: all zeroes is a valid signal set.
+    let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: fills a set that lives here.
+    unsafe { libc::sigfillset(&raw mut all) };
+    // SAFETY: reads the set; no siginfo is asked for.
+    super::checked(unsafe { libc::sigwaitinfo(&raw const all, std::ptr::null_mut()) }.into())
+        .map(|signal| signal as i32)
+}
+
+/// Gives SIGPIPE its default action back, which Rust's start-up code took away.
+pub fn default_sigpipe() {
+    // SAFETY: SIG_DFL installs no handler.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
+/// Ignores SIGPIPE again, so that a write to a closed pipe fails instead of killing.
+pub fn ignore_sigpipe() {
+    // SAFETY: SIG_IGN installs no handler.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
+/// Sets the NIS domain name of the UTS namespace (setdomainname(2)).
+pub fn set_domainname(name: &str) -> nix::Result<()> {
+    // SAFETY: a pointer to as many bytes as are said.
+    super::checked(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }.into())
+        .map(drop)
+}
+
+/// Sends `signal` to process `pid` (kill(2)), any number that the kernel knows, real-time ones too.
+pub fn kill(pid: i32, signal: i32) -> nix::Result<()> {
+    // SAFETY: plain numbers.
+    super::checked(unsafe { libc::kill(pid, signal) }.into()).map(drop)
+}
+
+/// Sets soft and hard limit of resource number `resource` (setrlimit(2)); `pid` 0 is this process.
+pub fn prlimit(pid: i32, resource: u32, soft: u64, hard: u64) -> nix::Result<()> {
+    let new = libc::rlimit {
+        rlim_cur: soft,
+        rlim_max: hard,
+    };
+    // SAFETY: a valid rlimit to read, and no old one asked for.
+    super::checked(
+        unsafe { libc::prlimit(pid, resource as _, &raw const new, std::ptr::null_mut()) }.into(),
+    )
+    .map(drop)
+}
+
+/// Soft and hard limit of resource number `resource` of this process.
+pub fn get_rlimit(resource: u32) -> nix::Result<(u64, u64)> {
+    let mut old = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: nothing to set, a valid rlimit to write.
+    super::checked(
+        unsafe { libc::prlimit(0, resource as _, std::ptr::null(), &raw mut old) }.into(),
+    )?;
+    Ok((old.rlim_cur, old.rlim_max))
+}
+
+/// User and group ids of this process, all kinds at once (setresgid(2), setresuid(2)), by the raw
+/// calls: libc's wrappers would try to signal other threads, of which there are none.
+pub fn set_ids(uid: u32, gid: u32) -> nix::Result<()> {
+    // SAFETY: plain numbers.
+    super::checked(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) })?;
+    // SAFETY: plain numbers.
+    super::checked(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }).map(drop)
+}
+
+/// Supplementary groups of this process (setgroups(2)), by the raw call.
+pub fn set_groups(gids: &[u32]) -> nix::Result<()> {
+    // SAFETY: a pointer to as many numbers as are said.
+    super::checked(unsafe { libc::syscall(libc::SYS_setgroups, gids.len(), gids.as_ptr()) })
+        .map(drop)
+}
+
+/// Moves this process into new namespaces of the kinds in `flags` (unshare(2)); CLONE_NEWTIME holds
+/// for the program that is executed next.
+pub fn unshare(flags: u64) -> nix::Result<()> {
+    // SAFETY: namespace flags change nothing in memory.
+    super::checked(unsafe { libc::unshare(flags as i32) }.into()).map(drop)
+}
+
+/// Ends this process at once, without running anything registered for exit.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit never returns and touches no memory.
+    unsafe { libc::_exit(code) }
+}
