@@ -4,7 +4,7 @@
 //! The rules are read bit by bit: for each of read, write and mknod, the last rule that matches the
 //! device decides; without one, access is denied.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 use serde::{Deserialize, Serialize};
@@ -94,6 +94,9 @@ pub struct Devices {
     pub rules: Vec<DeviceRule>,
 }
 
+/// What is written to v1's files, as (file, line), and what devices.list holds then.
+type V1Rules = (Vec<(&'static str, String)>, Vec<String>);
+
 /// A device as v1's controller names it: kind, major, minor.
 type Name = (DeviceKind, Option<u32>, Option<u32>);
 
@@ -181,8 +184,9 @@ impl Devices {
         [DeviceKind::Block, DeviceKind::Char]
             .into_iter()
             .all(|kind| {
-                let last = self.rules.iter().rev().filter(|rule| rule.kind == kind);
-                last.take_while(|rule| rule.allow).any(DeviceRule::is_total)
+                self.lookup(kind).is_ok_and(|(tests, rest)| {
+                    rest == Access::ALL.0 && tests.iter().all(|(.., mask)| *mask == Access::ALL.0)
+                })
             })
     }
 
@@ -194,7 +198,7 @@ impl Devices {
     /// # Errors
     /// A rule that denies a part of what another rule allows by a wildcard, or the reverse, has no
     /// such form.
-    pub(super) fn v1_writes(&self) -> Result<(Vec<(&'static str, String)>, Vec<String>)> {
+    pub(super) fn v1_writes(&self) -> Result<V1Rules> {
         let (allow, exceptions) = self.fold()?;
         let (all, one) = match allow {
             true => ("devices.allow", "devices.deny"),
@@ -275,68 +279,161 @@ impl Devices {
         Ok((base, exceptions))
     }
 
+    /// The accesses that the rules allow to every device that `name` names and that no rule names
+    /// more exactly.
+    fn allowed(&self, name: Name) -> u8 {
+        let rules = self.rules.iter();
+        rules
+            .filter(|rule| covers(&(rule.kind, rule.major, rule.minor), &name))
+            .fold(0, |bits, rule| match rule.allow {
+                true => bits | rule.access.0,
+                false => bits & !rule.access.0,
+            })
+    }
+
     /// The eBPF program (type CGROUP_DEVICE) that enforces the rules: 1 allows, 0 denies with EPERM.
     ///
-    /// The rules run from the last to the first. R3 holds the accesses that no rule has decided
-    /// yet; a rule that denies one of them ends it, one that allows takes its own out.
-    pub fn program(&self) -> Vec<Insn> {
-        use bpf::{R0, R1, R2, R3, R4, R5};
+    /// What is allowed is worked out here for each device that a rule names, so the program only
+    /// looks the device up and tests one mask. Every test leads straight to an end: the verifier
+    /// walks each path, and its time would grow with the square of the rules if they went on.
+    ///
+    /// # Errors
+    /// More rules than jumps can span.
+    pub fn program(&self) -> Result<Vec<Insn>> {
+        use bpf::{R1, R2, R3, R4, R5, R6};
         const TYPE: i16 = 0;
         const MAJOR: i16 = 4;
         const MINOR: i16 = 8;
+        const BLOCK: i32 = 1;
         // struct bpf_cgroup_dev_ctx { u32 access_type; u32 major; u32 minor }; access_type holds
         // the kind of device in the lower half and the accesses in the upper one.
         let mut code = vec![
             bpf::load_u32(R2, R1, TYPE),
-            bpf::load_u32(R3, R1, TYPE),
+            bpf::copy(R3, R2),
             bpf::and(R2, 0xffff),
             bpf::shift_right(R3, 16),
             bpf::load_u32(R4, R1, MAJOR),
             bpf::load_u32(R5, R1, MINOR),
+            bpf::copy(R6, R4),
+            bpf::shift_left(R6, MINOR_BITS as i32),
+            bpf::or(R6, R5),
         ];
-        let mut decided = Vec::new();
-        for rule in self.rules.iter().rev() {
-            if decided.contains(&rule.kind) {
-                continue;
+        let (block, char) = (
+            self.section(DeviceKind::Block)?,
+            self.section(DeviceKind::Char)?,
+        );
+        code.push(bpf::jump_unless_equal(R2, BLOCK, block.len() as i16));
+        code.extend(block);
+        code.extend(char);
+        Ok(code)
+    }
+
+    /// The part of the program for one kind of device: tests, then one end for each mask.
+    fn section(&self, kind: DeviceKind) -> Result<Vec<Insn>> {
+        use bpf::{R0, R3};
+        let (tests, rest) = self.lookup(kind)?;
+        // The end for what no test finds comes first: it is fallen into.
+        let mut ends = vec![rest];
+        for (.., mask) in &tests {
+            if !ends.contains(mask) {
+                ends.push(*mask);
             }
-            if rule.is_total() {
-                decided.push(rule.kind);
-            }
-            let mut body = Vec::new();
-            let bits = i32::from(rule.access.0);
-            if rule.access == Access::ALL {
-                body.extend([bpf::set(R0, i32::from(rule.allow)), bpf::exit()]);
-            } else if rule.allow {
-                body.extend([
-                    bpf::and(R3, !bits),
-                    bpf::jump_unless_equal(R3, 0, 2),
-                    bpf::set(R0, 1),
-                    bpf::exit(),
-                ]);
-            } else {
-                body.extend([
-                    bpf::jump_if_any(R3, bits, 1),
-                    bpf::jump(2),
-                    bpf::set(R0, 0),
-                    bpf::exit(),
-                ]);
-            }
-            let kind = if rule.kind == DeviceKind::Block { 1 } else { 2 };
-            let tests = [(R2, Some(kind)), (R4, rule.major), (R5, rule.minor)];
-            let mut left = tests.iter().filter(|(_, want)| want.is_some()).count();
-            for (register, want) in tests {
-                if let Some(want) = want {
-                    left -= 1;
-                    let over = (left + body.len()) as i16;
-                    code.push(bpf::jump_unless_equal(register, want as i32, over));
-                }
-            }
-            code.append(&mut body);
         }
-        code.extend([bpf::set(R0, 0), bpf::exit()]);
-        code
+        const END: usize = 5;
+        let mut code = Vec::with_capacity(tests.len() + ends.len() * END);
+        for (index, (register, value, mask)) in tests.iter().enumerate() {
+            let end = ends.iter().position(|end| end == mask).unwrap_or(0);
+            let over = tests.len() - index - 1 + end * END;
+            code.push(bpf::jump_if_equal(*register, *value, over as i16));
+        }
+        for mask in ends {
+            code.extend([
+                bpf::jump_if_any(R3, i32::from(Access::ALL.0 & !mask), 2),
+                bpf::set(R0, 1),
+                bpf::exit(),
+                bpf::set(R0, 0),
+                bpf::exit(),
+            ]);
+        }
+        Ok(code)
+    }
+
+    /// The tests for one kind of device, the most exact first: register, value, what is allowed;
+    /// and what is allowed where none holds.
+    fn lookup(&self, kind: DeviceKind) -> Result<(Vec<Test>, u8)> {
+        let of_kind = || {
+            let real = |rule: &&DeviceRule| {
+                rule.major.is_none_or(|number| number < 1 << MAJOR_BITS)
+                    && rule.minor.is_none_or(|number| number < 1 << MINOR_BITS)
+            };
+            self.rules
+                .iter()
+                .filter(move |rule| rule.kind == kind)
+                .filter(real)
+        };
+        let only = |rule: &DeviceRule| (rule.major, rule.minor);
+        let majors: BTreeSet<u32> = of_kind()
+            .filter(|rule| rule.minor.is_none())
+            .filter_map(|rule| rule.major)
+            .collect();
+        let minors: BTreeSet<u32> = of_kind()
+            .filter(|rule| rule.major.is_none())
+            .filter_map(|rule| rule.minor)
+            .collect();
+        let mut exact: BTreeSet<(u32, u32)> = of_kind()
+            .map(only)
+            .filter_map(|(major, minor)| major.zip(minor))
+            .collect();
+        if exact.len() + majors.len() * minors.len() > MOST_TESTS {
+            return Err(Error::spec(
+                "linux.resources.devices",
+                "has too many entries",
+            ));
+        }
+        // Where a whole major meets a whole minor, rules of both have a say.
+        exact.extend(
+            majors
+                .iter()
+                .flat_map(|major| minors.iter().map(|minor| (*major, *minor))),
+        );
+        let mut tests: Vec<Test> = Vec::with_capacity(exact.len() + majors.len() + minors.len());
+        for (major, minor) in exact {
+            let number = (major << MINOR_BITS | minor) as i32;
+            tests.push((
+                bpf::R6,
+                number,
+                self.allowed((kind, Some(major), Some(minor))),
+            ));
+        }
+        let of_major = |major| {
+            (
+                bpf::R4,
+                major as i32,
+                self.allowed((kind, Some(major), None)),
+            )
+        };
+        tests.extend(majors.into_iter().map(of_major));
+        let of_minor = |minor| {
+            (
+                bpf::R5,
+                minor as i32,
+                self.allowed((kind, None, Some(minor))),
+            )
+        };
+        tests.extend(minors.into_iter().map(of_minor));
+        Ok((tests, self.allowed((kind, None, None))))
     }
 }
+
+/// One test of the program: if the register holds the value, this is what is allowed.
+type Test = (bpf::Register, i32, u8);
+
+/// How Linux splits the 32 bits of a device number in the kernel (linux/kdev_t.h).
+const MAJOR_BITS: u32 = 12;
+const MINOR_BITS: u32 = 20;
+
+/// So many tests are within the reach of a jump, whose distance has 16 bits.
+const MOST_TESTS: usize = 8_000;
 
 /// True if every device that `inner` names is one of `outer`.
 fn covers(outer: &Name, inner: &Name) -> bool {

@@ -1,6 +1,5 @@
 //! Facts: which cgroup hierarchies are mounted, and where this process is in each.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -8,6 +7,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use oci_spec::runtime::Linux;
 use serde::{Deserialize, Serialize};
 
+use super::fs::read_path;
 use super::limits;
 use crate::error::{Error, Result};
 
@@ -83,13 +83,11 @@ impl Hierarchies {
 /// # Errors
 /// A file under /proc or the list of controllers that cannot be read.
 pub fn detect(linux: Option<&Linux>) -> Result<Hierarchies> {
-    let own = match fs::read_to_string("/proc/self/cgroup") {
+    let own = match read_path(Path::new("/proc/self/cgroup")) {
         Ok(text) => text,
         // A kernel without cgroups has no such file.
-        Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => {
-            return Ok(Hierarchies::none());
-        }
-        Err(error) => return Err(Error::io("read", "/proc/self/cgroup", &error)),
+        Err(Errno::ENOENT) => return Ok(Hierarchies::none()),
+        Err(errno) => return Err(Error::os("read", "/proc/self/cgroup", errno)),
     };
     let unified =
         statfs(DEFAULT_MOUNT).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC);
@@ -105,8 +103,8 @@ pub fn detect(linux: Option<&Linux>) -> Result<Hierarchies> {
             }),
         }
     } else {
-        let mounts = fs::read_to_string("/proc/self/mountinfo")
-            .map_err(|error| Error::io("read", "/proc/self/mountinfo", &error))?;
+        let mounts = read_path(Path::new("/proc/self/mountinfo"))
+            .map_err(|errno| Error::os("read", "/proc/self/mountinfo", errno))?;
         parse(&own, &mounts)
     };
     if let Some(v2) = &mut found.v2
@@ -119,8 +117,8 @@ pub fn detect(linux: Option<&Linux>) -> Result<Hierarchies> {
 
 fn available(mount: &Path) -> Result<Vec<String>> {
     let file = mount.join("cgroup.controllers");
-    let text = fs::read_to_string(&file)
-        .map_err(|error| Error::io("read", file.display().to_string(), &error))?;
+    let text =
+        read_path(&file).map_err(|errno| Error::os("read", file.display().to_string(), errno))?;
     Ok(text.split_whitespace().map(str::to_string).collect())
 }
 

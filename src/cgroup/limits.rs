@@ -190,8 +190,10 @@ pub(super) fn devices(plan: &mut CgroupPlan, resources: Option<&LinuxResources>)
     let v2 = plan.dirs.iter().position(|dir| dir.version == Version::V2);
     match v1.or(v2) {
         Some(index) => {
-            if plan.dirs[index].version == Version::V1 {
-                devices.v1_writes()?;
+            // What cannot be enforced is told before anything is made.
+            match plan.dirs[index].version {
+                Version::V1 => drop(devices.v1_writes()?),
+                Version::V2 => drop(devices.program()?),
             }
             plan.dirs[index].devices = Some(devices);
             Ok(())

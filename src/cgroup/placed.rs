@@ -237,9 +237,13 @@ impl Placed {
     /// A directory that stays busy for five seconds, with the processes in it; it goes on with the
     /// others first.
     pub fn remove(&self) -> Result<()> {
+        self.remove_within(REMOVE_LIMIT)
+    }
+
+    pub(super) fn remove_within(&self, limit: Duration) -> Result<()> {
         let mut failed = None;
         for dir in self.dirs.iter().filter(|dir| dir.made && !dir.others) {
-            let gone = fs::wait_until(REMOVE_LIMIT, || remove_tree(&dir.path));
+            let gone = fs::wait_until(limit, || remove_tree(&dir.path));
             let path = dir.path.display().to_string();
             match gone {
                 Ok(true) => {}

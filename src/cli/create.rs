@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 
 use super::{Entry, Global, container_id, id_of};
@@ -45,24 +46,20 @@ pub fn arguments() -> [Arg; 7] {
             .value_parser(value_parser!(u32))
             .default_value("0")
             .help("Pass this many descriptors more to the container (stdio and $LISTEN_FDS apart)"),
-        // Terminals and pidfds come with a later version; until then they are refused by name.
+        // These come with a later version; until then they are refused by name.
+        flag("no-pivot").hide(true),
         path("console-socket").hide(true),
         path("pidfd-socket").hide(true),
-        flag("no-pivot").hide(true),
     ]
 }
 
 /// The engine's request from the command line of `create` or `run`.
 pub fn request(global: &Global, matches: &ArgMatches) -> Result<Request> {
-    for later in ["console-socket", "pidfd-socket"] {
-        if matches.contains_id(later) {
+    for later in ["console-socket", "pidfd-socket", "no-pivot"] {
+        if matches.value_source(later) == Some(ValueSource::CommandLine) {
             let sentence = format!("--{later} is not supported by this version of isorun");
             return Err(Error::new(Kind::Usage, sentence));
         }
-    }
-    if matches.get_flag("no-pivot") {
-        let sentence = "--no-pivot is not supported by this version of isorun";
-        return Err(Error::new(Kind::Usage, sentence));
     }
     let absolute = |name| match matches.get_one::<PathBuf>(name) {
         Some(path) => std::path::absolute(path)

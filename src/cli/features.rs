@@ -6,7 +6,7 @@ use super::{Entry, Global, print_json};
 use crate::error::Result;
 use crate::exit::Exit;
 use crate::seccomp;
-use crate::spec::SeccompLists;
+use crate::spec::{SeccompLists, features};
 
 pub const ENTRY: Entry = Entry {
     name: "features",
@@ -16,14 +16,13 @@ pub const ENTRY: Entry = Entry {
 };
 
 fn run(_: &Global, _: &ArgMatches) -> Result<Exit> {
-    let supported = seccomp::supported_flags();
-    let lists = SeccompLists {
+    let seccomp = SeccompLists {
         actions: seccomp::ACTIONS,
         operators: seccomp::OPERATORS,
         archs: seccomp::ARCHS,
         known_flags: seccomp::FLAGS,
-        supported_flags: &supported,
+        supported_flags: &seccomp::supported_flags(),
     };
-    print_json(&crate::spec::features(Some(lists)))?;
+    print_json(&features(Some(seccomp)))?;
     Ok(Exit::Success)
 }

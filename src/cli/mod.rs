@@ -5,6 +5,7 @@
 
 mod create;
 mod delete;
+mod demo;
 mod features;
 mod global;
 mod kill;
@@ -40,7 +41,7 @@ struct Entry {
 }
 
 /// All commands, in the order in which the help shows them.
-const COMMANDS: [Entry; 10] = [
+const COMMANDS: [Entry; 11] = [
     create::ENTRY,
     start::ENTRY,
     run::ENTRY,
@@ -51,12 +52,18 @@ const COMMANDS: [Entry; 10] = [
     spec::ENTRY,
     features::ENTRY,
     plan::ENTRY,
+    demo::ENTRY,
 ];
 
 /// Runs the command that `args` (the program's name first) asks for. Says on stderr and in `--log`
 /// why it failed, where it did.
 pub fn main(args: Vec<OsString>) -> Exit {
-    match dispatch(&args) {
+    // The demo's program inside its container does without the rest.
+    let result = match args.get(1) {
+        Some(name) if name == demo::probe::NAME => demo::probe::run(&args[2..]),
+        _ => dispatch(&args),
+    };
+    match result {
         Ok(exit) => exit,
         Err(error) => {
             log::error(&error.to_string());

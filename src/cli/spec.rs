@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Arg, ArgMatches, value_parser};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use super::{Entry, Global};
 use crate::error::{Error, Kind, Result};
@@ -40,8 +41,9 @@ fn run(_: &Global, matches: &ArgMatches) -> Result<Exit> {
         }
         _ => Error::io("write", path.display().to_string(), error),
     };
-    let text = serde_json::to_string_pretty(&crate::spec::template(false))
-        .map_err(|error| Error::new(Kind::System, format!("write JSON: {error}")))?;
+    // Until isorun has terminals, a template that asks for one could not be run.
+    let text = crate::spec::template(has_only_cgroup2())
+        .replace("\"terminal\": true", "\"terminal\": false");
     // Never over an existing file: it may be the only copy of somebody's work.
     let mut file = OpenOptions::new()
         .write(true)
@@ -52,4 +54,9 @@ fn run(_: &Global, matches: &ArgMatches) -> Result<Exit> {
         .and_then(|()| file.write_all(b"\n"))
         .map_err(|error| failed(&error))?;
     Ok(Exit::Success)
+}
+
+/// Whether /sys/fs/cgroup is cgroup v2: there runc's template has a cgroup namespace, too.
+fn has_only_cgroup2() -> bool {
+    statfs("/sys/fs/cgroup").is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC)
 }

@@ -18,6 +18,9 @@ pub const ENTRY: Entry = Entry {
     run,
 };
 
+/// The annotation that tells, as JSON, what the container does without.
+const DEGRADED: &str = "io.isorun.degraded";
+
 /// What `state` and `list --format json` tell about a container.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -42,7 +45,11 @@ pub struct View {
 
 impl View {
     /// What is told of a container with this record, where `dir` is its state directory.
-    pub fn of(record: Record, dir: &Path, names: &passwd::Names) -> Self {
+    pub fn of(mut record: Record, dir: &Path, names: &passwd::Names) -> Self {
+        if !record.degraded.is_empty() {
+            let list = serde_json::Value::from(std::mem::take(&mut record.degraded));
+            record.annotations.insert(DEGRADED.into(), list.to_string());
+        }
         let status = record.status(dir);
         let pid = match status {
             Status::Stopped => 0,

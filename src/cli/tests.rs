@@ -61,7 +61,7 @@ fn values_arrive() {
     let request = create::request(&global, run).unwrap();
     assert_eq!((request.id.as_str(), request.preserve_fds), ("abc", 2));
     assert_eq!(request.bundle, std::path::Path::new("/b"));
-    assert!(!request.no_pivot && request.pid_file.is_none());
+    assert!(!request.no_new_keyring && request.pid_file.is_none());
 }
 
 #[test]
@@ -107,12 +107,20 @@ fn what_is_not_there_yet_is_refused_by_name() {
         error.contains("--systemd-cgroup is not supported yet"),
         "{error}"
     );
-    let matches = parse("isorun create --console-socket /s abc").unwrap();
-    let global = Global::read(&matches).unwrap();
-    let error = create::request(&global, matches.subcommand().unwrap().1)
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("--console-socket"), "{error}");
+    for (flag, value) in [
+        ("--console-socket", " /s"),
+        ("--pidfd-socket", " /s"),
+        ("--no-pivot", ""),
+    ] {
+        let matches = parse(&format!("isorun create {flag}{value} abc")).unwrap();
+        let global = Global::read(&matches).unwrap();
+        let asked = create::request(&global, matches.subcommand().unwrap().1);
+        let error = asked.unwrap_err().to_string();
+        assert!(
+            error.starts_with(&format!("{flag} is not supported")),
+            "{error}"
+        );
+    }
 }
 
 #[test]

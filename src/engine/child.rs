@@ -184,6 +184,7 @@ impl Child<'_> {
             | Action::SessionKeyring { .. }
             | Action::CgroupNamespace
             | Action::TimeNamespace { .. }
+            | Action::NetworkNamespace
             | Action::LoopbackUp
             | Action::OomScoreAdj { .. }
             | Action::Hostname { .. }
@@ -455,6 +456,8 @@ fn surroundings(action: &Action) -> Result<()> {
                 .iter()
                 .try_for_each(|line| proc::write("self/timens_offsets", line))
         }
+        Action::NetworkNamespace => process::unshare(libc::CLONE_NEWNET as u64)
+            .map_err(|errno| Error::os("make", "the network namespace", errno)),
         Action::LoopbackUp => {
             net::loopback_up().map_err(|errno| Error::os("bring up", "the interface lo", errno))
         }

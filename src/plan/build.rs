@@ -149,11 +149,13 @@ fn id_map(mappings: &Option<Vec<LinuxIdMapping>>) -> Vec<IdMap> {
     mappings.iter().flatten().map(line).collect()
 }
 
-/// The time namespace with offsets is entered by unshare and exec, and the cgroup namespace by unshare
+/// The child makes its network namespace by itself: that is half of the time of a birth, and the
+/// parent has something else to do meanwhile (docs/decisions/0001-engine.md has the figures). The time
+/// namespace with offsets is entered by unshare and exec, and the cgroup namespace by unshare
 /// once the child is in its cgroup: its root is the cgroup of the process that makes it.
 fn birth(context: &Context<'_>, process: &SpecProcess) -> Birth {
     let user = context.has(libc::CLONE_NEWUSER);
-    let mut later = flag_of(LinuxNamespaceType::Cgroup);
+    let mut later = flag_of(LinuxNamespaceType::Cgroup) | flag_of(LinuxNamespaceType::Network);
     if offsets(context.linux).is_some() {
         later |= flag_of(LinuxNamespaceType::Time);
     }
@@ -209,6 +211,7 @@ fn begin(context: &Context<'_>, process: &SpecProcess) -> Vec<Step> {
         steps.push(Action::TimeNamespace { offsets }.into());
     }
     if context.has(libc::CLONE_NEWNET) {
+        steps.push(Action::NetworkNamespace.into());
         steps.push(Action::LoopbackUp.into());
     }
     if !context.has(libc::CLONE_NEWUSER)

@@ -86,6 +86,7 @@ fn describe(step: &Step, plan: &Plan) -> String {
         Action::SessionKeyring { name } => format!("session keyring {name}"),
         Action::CgroupNamespace => "cgroup namespace, rooted at the container's cgroup".into(),
         Action::TimeNamespace { offsets } => format!("time namespace: {}", offsets.join(", ")),
+        Action::NetworkNamespace => "network namespace".into(),
         Action::LoopbackUp => "interface lo up".into(),
         Action::OomScoreAdj { value } => format!("oom_score_adj {value}"),
         Action::Hostname { name } => format!("hostname {name}"),

@@ -94,6 +94,8 @@ pub enum Action {
         /// The lines for /proc/self/timens_offsets.
         offsets: Vec<String>,
     },
+    /// A network namespace of its own.
+    NetworkNamespace,
     /// The interface `lo` of the new network namespace goes up.
     LoopbackUp,
     /// The badness for the OOM killer, -1000 to 1000: proc(5).

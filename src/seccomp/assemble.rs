@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn a_program_that_is_too_long_is_an_error() {
         let mut program = Assembler::default();
-        (0..=MAX_INSNS).for_each(|_| drop(program.fresh_ret(0)));
+        (0..=MAX_INSNS).for_each(|_| _ = program.fresh_ret(0));
         let error = program.finish().unwrap_err().to_string();
         assert!(error.contains("4097 BPF instructions"), "{error}");
     }

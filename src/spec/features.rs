@@ -51,7 +51,7 @@ pub fn features(seccomp: Option<SeccompLists<'_>>) -> Value {
                 "v2": true,
                 "systemd": false,
                 "systemdUser": false,
-                "rdma": false,
+                "rdma": true,
             },
             "seccomp": seccomp,
             "apparmor": { "enabled": false },

@@ -23,6 +23,7 @@ pub mod features;
 pub mod mounts;
 pub mod names;
 pub mod parse;
+mod place;
 pub mod template;
 
 use std::fs::OpenOptions;

@@ -1,13 +1,14 @@
 //! JSON to types.
 //!
 //! One pass on the happy path. Only when that fails: nulls are taken out (Go's decoder, which the
-//! engines write for, reads null as "not set"), and if it still fails, it is parsed once more to
-//! learn the JSON path of the mistake.
+//! engines write for, reads null as "not set"), and if it still fails, the place of the mistake is
+//! turned into a JSON path.
 
 use oci_spec::runtime::Spec;
 use serde_ignored::Path;
 use serde_json::Value;
 
+use super::place;
 use crate::error::{Error, Kind, Result};
 
 /// Top-level objects of other platforms than Linux. `freebsd` came with specification 1.3.
@@ -40,7 +41,7 @@ pub fn parse(bytes: &[u8]) -> Result<(Spec, Vec<String>)> {
     }
     let mut notes = Vec::new();
     if !normalise(&mut value, &mut notes) {
-        return Err(explain(bytes, &first));
+        return Err(explain(bytes, &first, true));
     }
     let text = serde_json::to_vec(&value).map_err(plain)?;
     match typed(&text) {
@@ -48,7 +49,7 @@ pub fn parse(bytes: &[u8]) -> Result<(Spec, Vec<String>)> {
             notes.extend(unknown);
             Ok((spec, notes))
         }
-        Err(error) => Err(explain(&text, &error)),
+        Err(error) => Err(explain(&text, &error, false)),
     }
 }
 
@@ -92,8 +93,8 @@ fn json_path(path: &Path<'_>) -> String {
         Path::Root => String::new(),
         Path::Seq { parent, index } => format!("{}[{index}]", json_path(parent)),
         Path::Map { parent, key } => match json_path(parent) {
-            parent if parent.is_empty() => key.clone(),
-            parent => format!("{parent}.{key}"),
+            parent if parent.is_empty() => one_line(key.clone()),
+            parent => format!("{parent}.{}", one_line(key.clone())),
         },
         Path::Some { parent }
         | Path::NewtypeStruct { parent }
@@ -163,14 +164,14 @@ fn drop_nulls(value: &mut Value) -> bool {
     changed
 }
 
-/// Parses once more with the path at hand; `fallback` is what the first pass said.
-fn explain(bytes: &[u8], fallback: &serde_json::Error) -> Error {
-    let mut json = serde_json::Deserializer::from_slice(bytes);
-    let Err(error) = serde_path_to_error::deserialize::<_, Spec>(&mut json) else {
-        return Error::new(Kind::Spec, format!("config.json: {fallback}"));
-    };
-    let (path, detail) = (error.path().to_string(), error.inner().to_string());
-    let path = if path == "." { String::new() } else { path };
+/// Makes a sentence of serde_json's error: the JSON path, and the place where it helps, which is in
+/// the text as written only.
+fn explain(text: &[u8], error: &serde_json::Error, as_written: bool) -> Error {
+    let path = one_line(place::path_at(text, error.line(), error.column()));
+    let mut detail = one_line(error.to_string());
+    if !as_written && let Some(at) = detail.rfind(" at line ") {
+        detail.truncate(at);
+    }
     // These two are said of the object around the member.
     for (prefix, says) in [
         ("missing field `", "missing"),
@@ -187,6 +188,8 @@ fn explain(bytes: &[u8], fallback: &serde_json::Error) -> Error {
         .strip_prefix("no variant for ")
         .and_then(|rest| rest.split(" (converted").next())
     {
+        // The error of this type says no place, so what it got is looked for.
+        let path = capability(text, name).unwrap_or(path);
         return Error::spec(path, format!("unknown capability \"{name}\""));
     }
     let path = if path.is_empty() {
@@ -195,6 +198,27 @@ fn explain(bytes: &[u8], fallback: &serde_json::Error) -> Error {
         path
     };
     Error::spec(path, detail)
+}
+
+/// Names and values may hold anything; a sentence is one line.
+fn one_line(text: String) -> String {
+    match text.contains(char::is_control) {
+        true => text.escape_debug().to_string(),
+        false => text,
+    }
+}
+
+/// The path of a capability, by the name that is written there.
+fn capability(text: &[u8], name: &str) -> Option<String> {
+    let document: Value = serde_json::from_slice(text).ok()?;
+    let sets = document.pointer("/process/capabilities")?.as_object()?;
+    sets.iter().find_map(|(set, list)| {
+        let at = list
+            .as_array()?
+            .iter()
+            .position(|element| element == name)?;
+        Some(format!("process.capabilities.{set}[{at}]"))
+    })
 }
 
 fn no_object() -> Error {

@@ -170,6 +170,27 @@ fn types_are_told_with_path_and_place() {
 }
 
 #[test]
+fn a_new_line_in_a_name_stays_in_its_line() {
+    for more in [
+        ",\"annotations\":{\"a\\nb\":1}",
+        ",\"mounts\":[{\"destination\":\"/a\",\"source\":\"/\",\"options\":[\"bind\",\"a\\nb\"]}]",
+        ",\"process\":{\"user\":{},\"args\":[\"true\"],\"cwd\":\"a\\nb\"}",
+    ] {
+        let text = minimal(more);
+        let text = match more.contains("process") {
+            true => text.replacen("\"process\"", "\"was\"", 1),
+            false => text,
+        };
+        let verdict = parse::parse(text.as_bytes()).and_then(|(spec, _)| check(&spec));
+        let sentence = verdict.unwrap_err().to_string();
+        assert!(
+            !sentence.contains('\n') && sentence.contains("a\\nb"),
+            "{sentence}"
+        );
+    }
+}
+
+#[test]
 fn null_means_absent_everywhere() {
     // Every member of every object in real configs, one at a time: with null instead of its value
     // the document is read as without it.
@@ -306,4 +327,76 @@ fn features_is_the_type_of_the_specification() {
         !serde_json::to_string(&typed).unwrap().contains("null"),
         "{typed:?}"
     );
+}
+
+/// A small generator of numbers (xorshift), so that a failure can be run again.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % limit as u64) as usize
+    }
+}
+
+#[test]
+fn damaged_configs_give_one_sentence_and_never_a_panic() {
+    // Seccomp's long list would take most of the hits.
+    let mut document: serde_json::Value = serde_json::from_str(&captured("podman.json")).unwrap();
+    document["linux"]["seccomp"]["syscalls"]
+        .as_array_mut()
+        .unwrap()
+        .truncate(3);
+    document["process"]
+        .as_object_mut()
+        .unwrap()
+        .remove("apparmorProfile");
+    let text = serde_json::to_string_pretty(&document)
+        .unwrap()
+        .into_bytes();
+    let words: [&[u8]; 12] = [
+        b"null",
+        b"-1",
+        b"1e99",
+        b"{}",
+        b"[]",
+        b"\"\"",
+        b"\"\\u0000\"",
+        b"true",
+        b",",
+        b"}",
+        b"\\",
+        b"\xff",
+    ];
+    let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
+    let mut refused = 0;
+    for round in 0..500 {
+        let mut damaged = text.clone();
+        for _ in 0..=numbers.below(2) {
+            let from = numbers.below(damaged.len());
+            // Mostly a whole token gives way to a word, so that the JSON stays JSON.
+            let length = match numbers.below(3) {
+                0 => numbers.below(9),
+                _ => damaged[from..]
+                    .iter()
+                    .take_while(|byte| !b",]}\n".contains(byte))
+                    .count(),
+            };
+            let to = (from + length).min(damaged.len());
+            damaged.splice(from..to, words[numbers.below(words.len())].iter().copied());
+        }
+        let verdict = parse::parse(&damaged).and_then(|(spec, _)| check(&spec));
+        if let Err(error) = verdict {
+            refused += 1;
+            let sentence = error.to_string();
+            assert!(!sentence.contains('\n'), "round {round}: {sentence:?}");
+            assert!(
+                sentence.contains("config.json"),
+                "round {round}: {sentence}"
+            );
+        }
+    }
+    assert!((100..500).contains(&refused), "{refused}");
 }

@@ -34,15 +34,20 @@ pub const R3: Register = Register(3);
 pub const R4: Register = Register(4);
 /// For free use.
 pub const R5: Register = Register(5);
+/// For free use.
+pub const R6: Register = Register(6);
 
 // Instruction classes, sizes and operations of linux/bpf_common.h and linux/bpf.h.
 const LDX_MEM_W: u8 = 0x61;
 const ALU_AND: u8 = 0x54;
+const ALU_OR_REGISTER: u8 = 0x4c;
+const ALU_LSH: u8 = 0x64;
 const ALU_RSH: u8 = 0x74;
 const ALU_MOV: u8 = 0xb4;
+const ALU_MOV_REGISTER: u8 = 0xbc;
+const JMP32_JEQ: u8 = 0x16;
 const JMP32_JNE: u8 = 0x56;
 const JMP32_JSET: u8 = 0x46;
-const JMP_JA: u8 = 0x05;
 const JMP_EXIT: u8 = 0x95;
 
 fn insn(code: u8, to: Register, from: Register, offset: i16, immediate: i32) -> Insn {
@@ -64,6 +69,21 @@ pub fn and(to: Register, bits: i32) -> Insn {
     insn(ALU_AND, to, R0, 0, bits)
 }
 
+/// `to |= from`, 32 bits wide.
+pub fn or(to: Register, from: Register) -> Insn {
+    insn(ALU_OR_REGISTER, to, from, 0, 0)
+}
+
+/// `to = from`, 32 bits wide.
+pub fn copy(to: Register, from: Register) -> Insn {
+    insn(ALU_MOV_REGISTER, to, from, 0, 0)
+}
+
+/// `to <<= count`, 32 bits wide.
+pub fn shift_left(to: Register, count: i32) -> Insn {
+    insn(ALU_LSH, to, R0, 0, count)
+}
+
 /// `to >>= count`, 32 bits wide.
 pub fn shift_right(to: Register, count: i32) -> Insn {
     insn(ALU_RSH, to, R0, 0, count)
@@ -79,14 +99,14 @@ pub fn jump_unless_equal(register: Register, value: i32, over: i16) -> Insn {
     insn(JMP32_JNE, register, R0, over, value)
 }
 
+/// Skips `over` instructions if the lower 32 bits of `register` are `value`.
+pub fn jump_if_equal(register: Register, value: i32, over: i16) -> Insn {
+    insn(JMP32_JEQ, register, R0, over, value)
+}
+
 /// Skips `over` instructions if `register` has any of `bits`.
 pub fn jump_if_any(register: Register, bits: i32, over: i16) -> Insn {
     insn(JMP32_JSET, register, R0, over, bits)
-}
-
-/// Skips `over` instructions.
-pub fn jump(over: i16) -> Insn {
-    insn(JMP_JA, R0, R0, over, 0)
 }
 
 /// Ends the program; the result is in R0.

@@ -3,6 +3,7 @@
 //! Each function is one system call, or one that libc and nix do not wrap, with the kernel's own
 //! names and errnos. Nothing here decides anything.
 
+pub mod bpf;
 pub mod clone;
 pub mod fs;
 pub mod mount;
@@ -21,4 +22,3 @@ fn checked(result: libc::c_long) -> nix::Result<libc::c_long> {
     }
 }
 
-pub mod bpf;

@@ -11,7 +11,7 @@ use super::*;
 use crate::seccomp::check::check;
 
 /// A profile in the form that oracle.c reads.
-fn text(spec: &LinuxSeccomp) -> String {
+pub(super) fn text(spec: &LinuxSeccomp) -> String {
     let value = |action, errno| reference::action(action, errno);
     let mut text = format!(
         "default {}\n",
@@ -102,7 +102,7 @@ fn captured_profiles_are_libseccomps() {
     let specs = ["podman", "docker"].map(captured);
     for (spec, theirs) in specs.iter().zip(compile_all(&specs)) {
         let (ours, theirs) = (without_stub(spec).unwrap(), theirs.unwrap());
-        let mut random = Random(11);
+        let mut random = Random::new(11);
         for call in numbers() {
             for _ in 0..20 {
                 let call = Call {
@@ -119,7 +119,8 @@ fn captured_profiles_are_libseccomps() {
 #[test]
 #[ignore = "needs cc and libseccomp-dev"]
 fn random_profiles_are_libseccomps() {
-    let mut random = Random(0x0a_c1e);
+    let mut random = Random::new(0x0a_c1e);
+    random.wide = std::env::var_os("NARROW").is_none();
     let names = ["ioctl", "socket", "sendto", "semop", "read", "accept"];
     let specs: Vec<_> = (0..4000)
         .map(|round| {
@@ -128,13 +129,14 @@ fn random_profiles_are_libseccomps() {
                 0 => &OPS,
                 1 => &[Op::ScmpCmpEq, Op::ScmpCmpNe],
                 2 => &[Op::ScmpCmpEq, Op::ScmpCmpMaskedEq],
-                _ => &[],
+                _ => &[Op::ScmpCmpGt, Op::ScmpCmpGe, Op::ScmpCmpLt],
             };
             random.profile(rules, &names, ops)
         })
         .collect();
     let (mut same, mut refused, mut only) = (0, 0, [0, 0]);
     let mut different = Vec::new();
+    let mut mistakes = 0;
     for (spec, theirs) in specs.iter().zip(compile_all(&specs)) {
         let (ours, theirs) = match (without_stub(spec), theirs) {
             (Ok(ours), Ok(theirs)) => (ours, theirs),
@@ -151,6 +153,7 @@ fn random_profiles_are_libseccomps() {
             }
         };
         let mut wrong = None;
+        let reference = reference::Reference::new(spec, Abi::NATIVE);
         for _ in 0..200 {
             let abi = random.pick(&Abi::ALL);
             let row = super::super::abi::row(random.pick(&names));
@@ -162,8 +165,15 @@ fn random_profiles_are_libseccomps() {
                 nr,
                 args: random.args(),
             };
-            if run(&ours, &call).0 != run(&theirs, &call).0 {
-                wrong = Some((call, run(&ours, &call).0, run(&theirs, &call).0));
+            let (mine, other) = (run(&ours, &call).0, run(&theirs, &call).0);
+            if mine == other {
+                continue;
+            }
+            // What no rule that matches says is no matter of order: libseccomp's own mistake.
+            if reference.justified(&call).contains(&other) {
+                wrong = Some((call, mine, other));
+            } else {
+                mistakes += 1;
             }
         }
         match wrong {
@@ -177,7 +187,7 @@ fn random_profiles_are_libseccomps() {
         println!("{text}\n");
     }
     println!(
-        "{same} same, {refused} refused by both, {only:?} by one, {} different",
+        "{same} same, {refused} refused by both, {only:?} by one, {} different, {mistakes} mistakes",
         different.len()
     );
     assert!(same > 3000);

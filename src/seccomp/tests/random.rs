@@ -8,14 +8,25 @@ use oci_spec::runtime::{
 use crate::seccomp::table::TABLE;
 
 /// A xorshift generator: no test needs a better one.
-pub(super) struct Random(pub(super) u64);
+pub(super) struct Random {
+    state: u64,
+    /// Whether values may have an upper half that is not zero.
+    pub(super) wide: bool,
+}
 
 impl Random {
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            state: seed,
+            wide: true,
+        }
+    }
+
     pub(super) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        self.state
     }
 
     /// A number below `end`.
@@ -29,7 +40,11 @@ impl Random {
 
     /// Values around those that conditions have, with interesting upper halves.
     pub(super) fn value(&mut self) -> u64 {
-        let high = self.pick(&[0, 0, 0, 1, 0xffff_ffff]);
+        let high = if self.wide {
+            self.pick(&[0, 0, 0, 1, 0xffff_ffff])
+        } else {
+            0
+        };
         let low = self.pick(&[
             0,
             1,

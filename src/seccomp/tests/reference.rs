@@ -1,7 +1,10 @@
 //! What a profile means, evaluated call by call straight from the profile: slow and plain.
 
+use std::collections::HashMap;
+
 use oci_spec::runtime::{
-    LinuxSeccomp, LinuxSeccompAction as Action, LinuxSeccompArg, LinuxSeccompOperator as Op,
+    LinuxSeccomp, LinuxSeccompAction as Action, LinuxSeccompArg, LinuxSeccompArgBuilder,
+    LinuxSeccompOperator as Op, LinuxSyscall,
 };
 
 use super::bpf::Call;
@@ -18,147 +21,148 @@ struct Candidate {
     action: u32,
 }
 
-/// The return value for a call.
-pub(super) fn expected(spec: &LinuxSeccomp, native: Abi, call: &Call) -> u32 {
-    let mut abis = vec![native];
-    abis.extend(
-        spec.architectures()
-            .iter()
-            .flatten()
-            .map(|a| Abi::from_spec(*a, native).unwrap()),
-    );
-    let default = action(spec.default_action(), spec.default_errno_ret());
-    let kill = 0;
-    let enosys = 0x0005_0026;
+/// A profile, with what is looked up in it again and again.
+pub(super) struct Reference {
+    abis: Vec<Abi>,
+    default: u32,
+    /// runc's limit for each interface, 0 for none.
+    greatest: [u32; 5],
+    /// For each interface and number, the rules on that call in the order of the profile: the
+    /// conditions (sorted by argument) and the action.
+    rules: [HashMap<u32, Vec<(Vec<LinuxSeccompArg>, u32)>>; 5],
+}
 
-    let here: Vec<Abi> = abis
-        .iter()
-        .copied()
-        .filter(|abi| abi.audit() == call.arch)
-        .collect();
-    if here.is_empty() {
-        return kill;
-    }
-    // runc's stub: for x86_64 it tells x32 by bit 30.
-    let stub_abi = match call.arch {
-        X86_64 if call.nr & BIT_30 != 0 => Abi::X32,
-        X86_64 => Abi::X86_64,
-        _ => here[0],
-    };
-    let passes = [
-        Action::ScmpActAllow,
-        Action::ScmpActLog,
-        Action::ScmpActTrace,
-    ];
-    if here.contains(&stub_abi) && !passes.contains(&spec.default_action()) {
-        let greatest = greatest(spec, stub_abi);
-        if greatest != 0 && call.nr > greatest {
-            return enosys;
-        }
-    }
-    // libseccomp: x32 is all from 2^30 on, but for -1 where x32 is not listed.
-    let abi = match call.arch {
-        X86_64 if here.contains(&Abi::X32) => {
-            if call.nr >= BIT_30 {
-                Abi::X32
-            } else {
-                Abi::X86_64
+impl Reference {
+    pub(super) fn new(spec: &LinuxSeccomp, native: Abi) -> Self {
+        let mut abis = vec![native];
+        let listed = spec.architectures().iter().flatten();
+        abis.extend(listed.map(|arch| Abi::from_spec(*arch, native).unwrap()));
+        let default = action(spec.default_action(), spec.default_errno_ret());
+        let mut made = Self {
+            abis,
+            default,
+            greatest: [0; 5],
+            rules: Default::default(),
+        };
+        let numbers: HashMap<_, _> = TABLE.iter().copied().collect();
+        for rule in spec.syscalls().iter().flatten() {
+            for name in rule.names() {
+                let direct = numbers.get(name.as_str()).map(|row| (row, None));
+                let through = multiplexer(name).map(|(name, value)| (&numbers[name], Some(value)));
+                for (row, first) in direct.into_iter().chain(through) {
+                    made.add(rule, row, first);
+                }
             }
         }
-        X86_64 if call.nr == u32::MAX => return default,
-        X86_64 if call.nr >= BIT_30 => return kill,
-        _ => here[0],
-    };
-    if !here.contains(&abi) {
-        return kill;
-    }
-    let number = if abi == Abi::X32 {
-        call.nr ^ BIT_30
-    } else {
-        call.nr
-    };
-    let row = TABLE
-        .iter()
-        .find(|(_, n)| n[abi as usize] == number && number != NONE);
-    match row {
-        Some((name, _)) => decide(spec, abi, name, call, default),
-        None => default,
-    }
-}
-
-fn greatest(spec: &LinuxSeccomp, abi: Abi) -> u32 {
-    let base = if abi == Abi::X32 { BIT_30 } else { 0 };
-    let number = |name: &str| {
-        let row = TABLE.iter().find(|(known, _)| *known == name)?;
-        Some(row.1[abi as usize])
-            .filter(|n| *n != NONE)
-            .map(|n| n | base)
-    };
-    let mut greatest = 0;
-    for name in spec
-        .syscalls()
-        .iter()
-        .flatten()
-        .flat_map(|call| call.names())
-    {
-        greatest = greatest.max(number(name).unwrap_or(0));
-        if let (Abi::X86, Some((through, _))) = (abi, multiplexer(name)) {
-            greatest = greatest.max(number(through).unwrap_or(0));
+        let passes = [
+            Action::ScmpActAllow,
+            Action::ScmpActLog,
+            Action::ScmpActTrace,
+        ];
+        if passes.contains(&spec.default_action()) {
+            made.greatest = [0; 5];
         }
+        made
     }
-    greatest
-}
 
-fn decide(spec: &LinuxSeccomp, abi: Abi, name: &str, call: &Call, default: u32) -> u32 {
-    let mut always = None;
-    let mut matching: Vec<Candidate> = Vec::new();
-    for rule in spec.syscalls().iter().flatten() {
+    /// Adds a rule for the call with the numbers `row`; a multiplexed one has `first` as its first
+    /// argument and is there on x86 only.
+    fn add(&mut self, rule: &LinuxSyscall, row: &[u32; 5], first: Option<u32>) {
         let action = action(rule.action(), rule.errno_ret());
-        if action == default {
-            continue;
-        }
-        for named in rule.names() {
-            let mut args = rule.args().clone().unwrap_or_default();
-            let double = args
-                .iter()
-                .any(|a| args.iter().filter(|b| b.index() == a.index()).count() > 1);
-            args.sort_by_key(|arg| arg.index());
-            let mut lists: Vec<Vec<LinuxSeccompArg>> = match double {
-                true => rule.args().iter().flatten().map(|arg| vec![*arg]).collect(),
-                false => vec![args],
-            };
-            match multiplexer(named) {
-                Some((through, value)) if abi == Abi::X86 && through == name => {
-                    for list in &mut lists {
-                        list.retain(|arg| arg.index() != 0);
-                        let mut first = LinuxSeccompArg::default();
-                        first.set_value(u64::from(value)).set_op(Op::ScmpCmpEq);
-                        list.insert(0, first);
-                    }
-                }
-                _ if named == name => {}
-                _ => continue,
+        let mut args = rule.args().clone().unwrap_or_default();
+        let of = |index| args.iter().filter(|arg| arg.index() == index).count();
+        let mut lists: Vec<Vec<LinuxSeccompArg>> = if (0..6).any(|index| of(index) > 1) {
+            args.iter().map(|arg| vec![*arg]).collect()
+        } else {
+            args.sort_by_key(LinuxSeccompArg::index);
+            vec![args]
+        };
+        if let Some(value) = first {
+            let first = LinuxSeccompArgBuilder::default()
+                .index(0_usize)
+                .op(Op::ScmpCmpEq)
+                .value(u64::from(value))
+                .build()
+                .unwrap();
+            for list in &mut lists {
+                list.retain(|arg| arg.index() != 0);
+                list.insert(0, first);
             }
-            for list in lists {
-                let tests: Vec<_> = list
-                    .into_iter()
-                    .filter(|arg| !vacuous(arg, abi.width()))
-                    .collect();
-                if tests.is_empty() {
-                    always.get_or_insert(action);
-                } else if tests.iter().all(|arg| holds(arg, abi.width(), &call.args)) {
-                    matching.push(Candidate {
-                        key: key(&tests, abi.width()),
-                        action,
-                    });
-                }
+        }
+        for abi in Abi::ALL {
+            let column = abi as usize;
+            if row[column] == NONE || (first.is_some() && abi != Abi::X86) {
+                continue;
+            }
+            let base = if abi == Abi::X32 { BIT_30 } else { 0 };
+            let number = row[column] | base;
+            self.greatest[column] = self.greatest[column].max(number);
+            if action != self.default {
+                let rules = self.rules[column].entry(number).or_default();
+                rules.extend(lists.iter().map(|list| (list.clone(), action)));
             }
         }
     }
-    matching.sort_by(|a, b| b.key.cmp(&a.key));
-    always
-        .or(matching.first().map(|candidate| candidate.action))
-        .unwrap_or(default)
+
+    /// The return value for a call.
+    pub(super) fn expected(&self, call: &Call) -> u32 {
+        self.justified(call)[0]
+    }
+
+    /// The return values that a call can have by the rules that match it, the right one first.
+    pub(super) fn justified(&self, call: &Call) -> Vec<u32> {
+        let (kill, enosys) = (0, 0x0005_0026);
+        let here = |abi: &Abi| self.abis.contains(abi) && abi.audit() == call.arch;
+        let Some(any) = Abi::ALL.into_iter().find(here) else {
+            return vec![kill];
+        };
+        // runc's stub: for x86_64 it tells x32 by bit 30.
+        let stub = match call.arch {
+            X86_64 if call.nr & BIT_30 != 0 => Abi::X32,
+            X86_64 => Abi::X86_64,
+            _ => any,
+        };
+        let greatest = self.greatest[stub as usize];
+        if here(&stub) && greatest != 0 && call.nr > greatest {
+            return vec![enosys];
+        }
+        // libseccomp: x32 is all from 2^30 on, but for -1 where x32 is not listed.
+        let abi = match call.arch {
+            X86_64 if here(&Abi::X32) && call.nr >= BIT_30 => Abi::X32,
+            X86_64 if call.nr == u32::MAX => return vec![self.default],
+            X86_64 if call.nr >= BIT_30 => return vec![kill],
+            X86_64 => Abi::X86_64,
+            _ => any,
+        };
+        if !here(&abi) {
+            return vec![kill];
+        }
+        let mut matching: Vec<Candidate> = Vec::new();
+        for (list, action) in self.rules[abi as usize].get(&call.nr).into_iter().flatten() {
+            let tests: Vec<_> = list
+                .iter()
+                .copied()
+                .filter(|arg| !vacuous(arg, abi.width()))
+                .collect();
+            if tests.is_empty() {
+                return vec![*action];
+            }
+            if tests.iter().all(|arg| holds(arg, abi.width(), &call.args)) {
+                matching.push(Candidate {
+                    key: key(&tests, abi.width()),
+                    action: *action,
+                });
+            }
+        }
+        if matching.is_empty() {
+            return vec![self.default];
+        }
+        matching.sort_by(|a, b| b.key.cmp(&a.key));
+        matching
+            .into_iter()
+            .map(|candidate| candidate.action)
+            .collect()
+    }
 }
 
 fn vacuous(arg: &LinuxSeccompArg, width: Width) -> bool {

@@ -184,9 +184,10 @@ fn time_offsets(spec: &Spec, linux: &Linux) -> Result<()> {
         .remedy("add {\"type\": \"time\"} to linux.namespaces"));
     }
     for (clock, offset) in offsets {
+        let shown = clock.escape_debug();
         if !["monotonic", "boottime"].contains(&clock.as_str()) {
             return Err(Error::spec(
-                format!("linux.timeOffsets.{clock}"),
+                format!("linux.timeOffsets.{shown}"),
                 "unknown clock; a time namespace has monotonic and boottime",
             ));
         }
@@ -195,7 +196,7 @@ fn time_offsets(spec: &Spec, linux: &Linux) -> Result<()> {
             .is_some_and(|nanos| nanos >= 1_000_000_000)
         {
             return Err(Error::spec(
-                format!("linux.timeOffsets.{clock}.nanosecs"),
+                format!("linux.timeOffsets.{shown}.nanosecs"),
                 "it is a second or more",
             ));
         }
@@ -337,23 +338,14 @@ fn resources(resources: &LinuxResources, notes: &mut Vec<String>) -> Result<()> 
             }
         }
     }
-    if let Some(memory) = resources.memory() {
-        // Obsolete since Linux 5.4, and set by older engines: read only to say that it is ignored.
-        #[allow(deprecated)]
-        let kernel = memory.kernel();
-        for (name, there) in [("kernel", kernel), ("kernelTCP", memory.kernel_tcp())] {
-            if there.is_some() {
-                notes.push(format!(
-                    "linux.resources.memory.{name}: ignored, kernel memory limits are obsolete"
-                ));
-            }
-        }
-        if memory.swappiness().is_some_and(|value| value > 100) {
-            return Err(Error::spec(
-                "linux.resources.memory.swappiness",
-                "it is above 100",
-            ));
-        }
+    if let Some(memory) = resources.memory()
+        && memory.use_hierarchy() == Some(false)
+    {
+        notes.push(
+            "linux.resources.memory.useHierarchy: ignored, the kernel always counts the groups \
+             below, too"
+                .into(),
+        );
     }
     Ok(())
 }

@@ -209,7 +209,7 @@ fn mount_list(spec: &Spec, notes: &mut Vec<String>) -> Result<()> {
         )?;
         if destination.is_relative() {
             notes.push(format!(
-                "{}: {} is relative, which is deprecated; it is taken as relative to /",
+                "{}: {:?} is relative, which is deprecated; it is taken as relative to /",
                 field("destination"),
                 destination.display()
             ));
@@ -283,7 +283,7 @@ fn mount_options(
             let is = |option: &str| option.split(['=', ',']).any(|part| part == name);
             return Err(Error::spec(
                 place(&is),
-                format!("unknown mount option \"{name}\" for a bind mount"),
+                format!("unknown mount option {name:?} for a bind mount"),
             ));
         }
     } else if !options.remount && (typ.is_empty() || typ == "none") {

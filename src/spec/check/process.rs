@@ -1,4 +1,4 @@
-//! process: what runs, as whom, with which rights. Also the rules for `exec --process`.
+//! process: what runs, as whom, with which rights.
 
 use oci_spec::runtime::{Linux, LinuxIdMapping, Process};
 
@@ -14,7 +14,11 @@ const OOM_SCORE_ADJ: std::ops::RangeInclusive<i32> = -1000..=1000;
 /// # Errors
 ///
 /// The path of the first field that breaks a rule.
-pub fn check(process: &Process, linux: Option<&Linux>, notes: &mut Vec<String>) -> Result<()> {
+pub(super) fn check(
+    process: &Process,
+    linux: Option<&Linux>,
+    notes: &mut Vec<String>,
+) -> Result<()> {
     terminal(process, notes)?;
     command(process)?;
     environment(process)?;
@@ -105,15 +109,22 @@ fn environment(process: &Process) -> Result<()> {
     for (index, variable) in process.env().iter().flatten().enumerate() {
         let field = format_args!("process.env[{index}]");
         no_null(field, variable)?;
-        let why = match variable.split_once('=') {
-            Some(("", _)) => "the name is empty",
-            Some(_) => continue,
-            None => "there is no \"=\"",
-        };
-        return Err(Error::spec(
-            field.to_string(),
-            format!("{variable:?} is not NAME=VALUE: {why}"),
-        ));
+        match variable.split_once('=') {
+            // The value may be a secret: it stays out of the sentence.
+            Some(("", _)) => {
+                return Err(Error::spec(
+                    field.to_string(),
+                    "there is no name before the \"=\"",
+                ));
+            }
+            Some(_) => {}
+            None => {
+                return Err(Error::spec(
+                    field.to_string(),
+                    format!("{variable:?} is not NAME=VALUE: there is no \"=\""),
+                ));
+            }
+        }
     }
     Ok(())
 }

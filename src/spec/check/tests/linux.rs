@@ -384,11 +384,6 @@ fn paths_and_what_comes_later() {
             "not supported",
         ),
         (
-            &[("/linux/resources/memory", json!({"swappiness": 101}))],
-            "linux.resources.memory.swappiness",
-            "above 100",
-        ),
-        (
             &[("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_FROB"}))],
             "linux.seccomp.defaultAction",
             "unknown variant",
@@ -409,14 +404,8 @@ fn paths_and_what_comes_later() {
         &[("/linux/seccomp", json!({"syscalls": []}))],
         &[("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_ALLOW"}))],
     ]);
-    noted(&[
-        (
-            &[("/linux/resources/memory", json!({"kernel": 1}))],
-            "linux.resources.memory.kernel: ignored",
-        ),
-        (
-            &[("/linux/resources/memory", json!({"kernelTCP": 1}))],
-            "memory.kernelTCP: ignored",
-        ),
-    ]);
+    noted(&[(
+        &[("/linux/resources/memory", json!({"useHierarchy": false}))],
+        "linux.resources.memory.useHierarchy: ignored",
+    )]);
 }

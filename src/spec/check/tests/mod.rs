@@ -321,7 +321,7 @@ fn mounts() {
     ]);
     noted(&[(
         &mount(json!({"destination": "a/b", "type": "tmpfs"})),
-        "mounts[0].destination: a/b is relative",
+        "mounts[0].destination: \"a/b\" is relative",
     )]);
 }
 

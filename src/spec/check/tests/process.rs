@@ -40,7 +40,7 @@ fn process_command() {
         (
             &[("/process/env", json!(["=1"]))],
             "process.env[0]",
-            "the name is empty",
+            "there is no name",
         ),
         (
             &[("/process/env", json!(["A=\0"]))],

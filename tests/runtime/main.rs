@@ -1,0 +1,31 @@
+//! The suite that runs real bundles, on isorun or on a reference.
+//!
+//! `RUNTIME=runc` (or a path) runs the same tests on another runtime: a test that only isorun
+//! passes may be a wrong test. What a reference lacks is skipped there with the reason. Under
+//! `tests/in-v2-view` the same tests see a pure cgroup v2 tree. Every test takes its own directory,
+//! state directory, container id and cgroup, and fails when any of them is left behind.
+
+// The lint that forbids unwrap is for the runtime; a test that unwraps wrongly fails, as it should.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[macro_use]
+mod harness;
+
+mod bad_input;
+mod capabilities;
+mod captured;
+mod cgroups;
+mod concurrency;
+mod devices;
+mod faults;
+mod hooks;
+mod isorun_only;
+mod lifecycle;
+mod mounts;
+mod namespaces;
+mod process;
+mod rootfs;
+mod safety;
+mod seccomp;
+mod signals;
+mod userns;
