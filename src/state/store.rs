@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag, open, openat, renameat};
+use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, OFlag, open, openat, renameat};
 use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
@@ -26,6 +26,7 @@ use crate::error::{Error, Kind, Result};
 
 const RECORD: &str = "state.json";
 const RECORD_NEW: &str = "state.json.new";
+const ORIGIN: &str = "origin";
 /// The name of the fifo on which a created container waits for `start`.
 pub(super) const FIFO: &str = "exec.fifo";
 
@@ -270,6 +271,22 @@ impl Dir {
         read_record(&self.path)
     }
 
+    /// Keeps the record that was saved last under a second name, for [`Dir::origin`].
+    ///
+    /// # Errors
+    /// Those of linkat(2).
+    pub fn keep_origin(&self) -> Result<()> {
+        nix::unistd::linkat(self.fd(), RECORD, self.fd(), ORIGIN, AtFlags::empty())
+            .map_err(|errno| Error::os("keep", display(&self.path.join(ORIGIN)), errno))
+    }
+
+    /// The first record of the container, for a `delete --force` that cannot read the last one: it
+    /// says where the cgroup is.
+    pub fn origin(&self) -> Option<Record> {
+        let path = self.path.join(ORIGIN);
+        Record::parse(&fs::read(&path).ok()?, &path).ok()
+    }
+
     /// The container's status; without a record nobody lives, since this value holds the lock.
     ///
     /// # Errors
@@ -373,8 +390,8 @@ fn display(path: &Path) -> String {
 
 fn no_record(id: &str) -> Error {
     let sentence =
-        format!("container {id:?} has no state: its creation has not finished or was killed");
-    Error::new(Kind::State, sentence).remedy("isorun delete --force removes what is left of it")
+        format!("container does not exist: the creation of {id:?} has not finished or was killed");
+    Error::new(Kind::NotFound, sentence).remedy("isorun delete --force removes what is left of it")
 }
 
 fn read_record(dir: &Path) -> Result<Option<Record>> {
