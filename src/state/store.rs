@@ -155,39 +155,48 @@ impl Store {
         }
     }
 
-    /// All containers, by id, also those that have no record that can be read. Takes no lock;
-    /// containers may come and go meanwhile.
+    /// The ids of all containers, sorted, also of those that have no record that can be read.
     ///
     /// # Errors
     /// Where the root directory cannot be read. That it does not exist is no error.
-    pub fn list(&self) -> Result<Vec<Entry>> {
+    pub fn ids(&self) -> Result<Vec<String>> {
         let failed = |error| Error::io("read directory", display(&self.root), &error);
         let names = match fs::read_dir(&self.root) {
             Ok(names) => names,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(failed(error)),
         };
-        let mut entries = Vec::new();
+        let mut ids = Vec::new();
         for name in names {
             let name = name.map_err(failed)?;
-            let Some(id) = name.file_name().to_str().map(str::to_string) else {
-                continue;
-            };
-            if check_id(&id).is_err() || !name.file_type().is_ok_and(|kind| kind.is_dir()) {
-                continue;
+            let is_directory = name.file_type().is_ok_and(|kind| kind.is_dir());
+            if let (true, Ok(id)) = (is_directory, name.file_name().into_string())
+                && check_id(&id).is_ok()
+            {
+                ids.push(id);
             }
-            let path = name.path();
+        }
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    /// All containers, one after the other in the order of their ids, each read when it is its
+    /// turn. Takes no lock; containers may come and go meanwhile.
+    ///
+    /// # Errors
+    /// As [`Store::ids`].
+    pub fn list(&self) -> Result<impl Iterator<Item = Entry> + '_> {
+        Ok(self.ids()?.into_iter().filter_map(|id| {
+            let path = self.path(&id);
             let record = match read_record(&path) {
                 Ok(Some(record)) => Ok(record),
                 Ok(None) if path.is_dir() => Err(no_record(&id)),
                 // It was deleted since its name was read.
-                Ok(None) => continue,
+                Ok(None) => return None,
                 Err(error) => Err(error),
             };
-            entries.push(Entry { id, path, record });
-        }
-        entries.sort_unstable_by(|a, b| a.id.cmp(&b.id));
-        Ok(entries)
+            Some(Entry { id, path, record })
+        }))
     }
 
     fn not_found(&self, id: &str) -> Error {
