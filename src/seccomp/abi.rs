@@ -27,6 +27,7 @@ pub(super) enum Width {
 
 impl Abi {
     /// All of them.
+    #[cfg(test)]
     pub(super) const ALL: [Abi; 5] = [Abi::X86_64, Abi::X86, Abi::X32, Abi::Aarch64, Abi::Arm];
 
     /// What this binary runs on. libseccomp puts it into each filter, listed or not.
@@ -74,7 +75,7 @@ impl Abi {
     pub(super) fn number(self, row: usize) -> Option<u32> {
         let number = TABLE[row].1[self as usize];
         let base = if self == Abi::X32 { X32_BIT } else { 0 };
-        (number != NONE).then(|| number | base)
+        (number != NONE).then_some(number | base)
     }
 }
 

@@ -9,7 +9,7 @@ use oci_spec::runtime::{
 };
 
 use super::abi::{self, Abi, Width};
-use super::generate::Filter;
+use super::generate::{Filter, Interface};
 use super::rules::{self, Condition, Contradiction, Rule};
 use crate::error::{Error, Result};
 use crate::sys::seccomp as kernel;
@@ -52,10 +52,8 @@ pub(super) fn check(spec: &LinuxSeccomp, native: Abi) -> Result<Checked> {
         Action::ScmpActLog,
         Action::ScmpActTrace,
     ];
-    let abis = abis(spec, native)?;
     let filter = Filter {
-        greatest: vec![None; abis.len()],
-        abis,
+        interfaces: interfaces(spec, native)?,
         default,
         stub: !passes.contains(&spec.default_action()),
         wide: rules::slots(),
@@ -77,19 +75,25 @@ fn wrong(field: &str, detail: impl Into<String>) -> Error {
 }
 
 /// The native interface first, then what is listed.
-fn abis(spec: &LinuxSeccomp, native: Abi) -> Result<Vec<Abi>> {
-    let mut abis = vec![native];
+fn interfaces(spec: &LinuxSeccomp, native: Abi) -> Result<Vec<Interface>> {
+    let mut interfaces = vec![Interface {
+        abi: native,
+        greatest: None,
+    }];
     for (index, arch) in spec.architectures().iter().flatten().enumerate() {
         let Some(abi) = Abi::from_spec(*arch, native) else {
             let detail = format!("isorun has no system call table for {arch}");
             let known = format!("it has those for {}", super::ARCHS.join(", "));
             return Err(wrong(&format!("architectures[{index}]"), detail).remedy(known));
         };
-        if !abis.contains(&abi) {
-            abis.push(abi);
+        if interfaces.iter().all(|listed| listed.abi != abi) {
+            interfaces.push(Interface {
+                abi,
+                greatest: None,
+            });
         }
     }
-    Ok(abis)
+    Ok(interfaces)
 }
 
 /// The filter's return value for an action; `field` is where `errno` comes from.
@@ -224,7 +228,7 @@ impl Checked {
 
     /// Remembers the greatest number of each interface.
     fn count(&mut self, row: usize, name: &str) {
-        for (abi, greatest) in self.filter.abis.iter().zip(&mut self.filter.greatest) {
+        for Interface { abi, greatest } in &mut self.filter.interfaces {
             let through = (*abi == Abi::X86).then(|| abi::multiplexer(name)).flatten();
             let through = through.and_then(|(through, _)| abi::row(through));
             for row in [Some(row), through].into_iter().flatten() {
@@ -246,10 +250,16 @@ impl Checked {
         origin: usize,
     ) -> std::result::Result<(), Contradiction> {
         let Filter {
-            abis, wide, narrow, ..
+            interfaces,
+            wide,
+            narrow,
+            ..
         } = &mut self.filter;
         let slots = if width == Width::Wide { wide } else { narrow };
-        let mut abis = abis.iter().filter(|abi| abi.width() == width);
+        let mut abis = interfaces
+            .iter()
+            .map(|interface| interface.abi)
+            .filter(|abi| abi.width() == width);
         if abis.clone().any(|abi| abi.number(row).is_some()) {
             for conditions in alternatives(args, width) {
                 slots[row].add(
@@ -262,7 +272,7 @@ impl Checked {
                 )?;
             }
         }
-        if !abis.any(|abi| *abi == Abi::X86) {
+        if !abis.any(|abi| abi == Abi::X86) {
             return Ok(());
         }
         let Some((through, value)) = abi::multiplexer(name) else {

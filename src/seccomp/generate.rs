@@ -22,18 +22,39 @@ const ENOSYS: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 
 /// A filter in terms of numbers and return values.
 pub(super) struct Filter {
-    /// The interfaces that it is for, without repetition.
-    pub(super) abis: Vec<Abi>,
+    /// What it is for, without repetition.
+    pub(super) interfaces: Vec<Interface>,
     /// The return value where no rule matches.
     pub(super) default: u32,
     /// Whether numbers beyond the greatest one that the profile names get ENOSYS.
     pub(super) stub: bool,
-    /// The greatest number that the profile names, for each of `abis`.
-    pub(super) greatest: Vec<Option<u32>>,
     /// The rules for wide interfaces.
     pub(super) wide: Vec<Slot>,
     /// The rules for narrow interfaces.
     pub(super) narrow: Vec<Slot>,
+}
+
+/// An interface that a filter is for.
+pub(super) struct Interface {
+    pub(super) abi: Abi,
+    /// The greatest number that the profile names.
+    pub(super) greatest: Option<u32>,
+}
+
+impl Filter {
+    /// Whether calls of `abi` are decided by the rules at all.
+    fn has(&self, abi: Abi) -> bool {
+        self.interfaces.iter().any(|interface| interface.abi == abi)
+    }
+
+    /// The number beyond which calls of `abi` get ENOSYS, if there is one.
+    fn limit(&self, abi: Abi) -> Option<u32> {
+        let interface = self
+            .interfaces
+            .iter()
+            .find(|interface| interface.abi == abi)?;
+        interface.greatest.filter(|_| self.stub)
+    }
 }
 
 /// A range of numbers, up to the next one's start, that share what happens to them.
@@ -75,28 +96,21 @@ struct Leaf {
 
 /// Compiles the whole filter.
 pub(super) fn generate(filter: &Filter) -> Result<Vec<Insn>> {
-    let mut program = Assembler::default();
-    let mut entry = program.fresh_ret(BAD_ARCH);
-    let mut blocks: Vec<(Width, &[Rule], Label)> = Vec::new();
+    let mut generator = Generator {
+        filter,
+        program: Assembler::default(),
+        blocks: Vec::new(),
+    };
+    let mut entry = generator.program.fresh_ret(BAD_ARCH);
     let mut sections: Vec<(u32, Label)> = Vec::new();
-    for abi in &filter.abis {
-        if sections.iter().any(|(audit, _)| *audit == abi.audit()) {
-            continue;
+    for Interface { abi, .. } in &filter.interfaces {
+        // x86_64 and x32 are one architecture for the kernel, so they have one section.
+        if sections.iter().all(|(audit, _)| *audit != abi.audit()) {
+            sections.push((abi.audit(), generator.section(*abi)?));
         }
-        let ranges = match abi {
-            Abi::X86_64 | Abi::X32 => x86_64_ranges(filter, &mut program, &mut blocks)?,
-            abi => {
-                let mut ranges = Ranges::default();
-                let target = Target::Return(filter.default);
-                ranges.from(0, target);
-                listed(filter, *abi, target, &mut ranges, &mut program, &mut blocks)?;
-                ranges
-            }
-        };
-        let tree = tree(&leaves(&ranges.0), &mut program);
-        sections.push((abi.audit(), program.load(OFFSET_NUMBER, tree)));
     }
     // Written backwards: the first one, which is the native one, comes to be asked first.
+    let mut program = generator.program;
     for (audit, section) in sections.into_iter().rev() {
         entry = program.branch(JUMP_EQUAL, audit, section, entry);
     }
@@ -104,81 +118,114 @@ pub(super) fn generate(filter: &Filter) -> Result<Vec<Insn>> {
     program.finish()
 }
 
-/// Puts the numbers of `abi` into `ranges`, the gaps between them with `gap`, and from the greatest
-/// one that the profile names on ENOSYS, where that is asked for.
-fn listed<'a>(
+/// A filter on its way to a program.
+struct Generator<'a> {
     filter: &'a Filter,
-    abi: Abi,
-    gap: Target,
-    ranges: &mut Ranges,
-    program: &mut Assembler,
-    blocks: &mut Vec<(Width, &'a [Rule], Label)>,
-) -> Result<()> {
-    let slots = match abi.width() {
-        Width::Wide => &filter.wide,
-        Width::Narrow => &filter.narrow,
-    };
-    let mut numbered: Vec<(u32, &Slot)> = slots
-        .iter()
-        .enumerate()
-        .filter(|(_, slot)| **slot != Slot::Unset)
-        .filter_map(|(row, slot)| abi.number(row).map(|number| (number, slot)))
-        .collect();
-    numbered.sort_unstable_by_key(|(number, _)| *number);
-    for (number, slot) in numbered {
-        let target = match slot {
-            Slot::Unset => continue,
-            Slot::Always(action) => Target::Return(*action),
-            Slot::When(rules) => {
-                Target::Block(block(rules, abi.width(), filter.default, program, blocks)?)
-            }
+    program: Assembler,
+    /// The conditional rules that are in the program, with their place.
+    blocks: Vec<(Width, &'a [Rule], Label)>,
+}
+
+impl<'a> Generator<'a> {
+    /// All calls of one architecture, with that in the accumulator.
+    fn section(&mut self, abi: Abi) -> Result<Label> {
+        let mut ranges = Ranges::default();
+        match abi {
+            Abi::X86_64 | Abi::X32 => self.x86_64(&mut ranges)?,
+            abi => self.listed(abi, 0, &mut ranges)?,
+        }
+        let tree = tree(&leaves(&ranges.0), &mut self.program);
+        Ok(self.program.load(OFFSET_NUMBER, tree))
+    }
+
+    /// Puts the numbers of `abi` into `ranges`, which begin at `start`, and from the greatest one
+    /// that the profile names on ENOSYS, where that is asked for.
+    fn listed(&mut self, abi: Abi, start: u32, ranges: &mut Ranges) -> Result<()> {
+        let filter = self.filter;
+        let slots = match abi.width() {
+            Width::Wide => &filter.wide,
+            Width::Narrow => &filter.narrow,
         };
-        ranges.from(number, target);
-        ranges.from(number + 1, gap);
+        let default = Target::Return(filter.default);
+        ranges.from(start, default);
+        let mut numbered: Vec<(u32, &Slot)> = slots
+            .iter()
+            .enumerate()
+            .filter(|(_, slot)| **slot != Slot::Unset)
+            .filter_map(|(row, slot)| abi.number(row).map(|number| (number, slot)))
+            .collect();
+        numbered.sort_unstable_by_key(|(number, _)| *number);
+        for (number, slot) in numbered {
+            let target = match slot {
+                Slot::Unset => default,
+                Slot::Always(action) => Target::Return(*action),
+                Slot::When(rules) => Target::Block(self.block(rules, abi.width())?),
+            };
+            ranges.from(number, target);
+            ranges.from(number + 1, default);
+        }
+        if let Some(limit) = filter.limit(abi) {
+            ranges.from(limit + 1, Target::Return(ENOSYS));
+        }
+        Ok(())
     }
-    if let Some(greatest) = filter.stub.then(|| filter.greatest(abi)).flatten() {
-        ranges.from(greatest + 1, Target::Return(ENOSYS));
-    }
-    Ok(())
-}
 
-/// The ranges of x86_64, where bit 30 of the number says that the call is one of x32.
-///
-/// libseccomp takes all numbers from 2^30 on as x32, but for -1: a tracer sets that to skip a call,
-/// and since Linux 4.8 the filter sees it. runc's stub, which comes before, looks at bit 30 only.
-fn x86_64_ranges<'a>(
-    filter: &'a Filter,
-    program: &mut Assembler,
-    blocks: &mut Vec<(Width, &'a [Rule], Label)>,
-) -> Result<Ranges> {
-    let (default, bad) = (Target::Return(filter.default), Target::Return(BAD_ARCH));
-    let has = |abi| filter.abis.contains(&abi);
-    let stubbed = |abi, otherwise| match filter.stub.then(|| filter.greatest(abi)).flatten() {
-        Some(_) => Target::Return(ENOSYS),
-        None => otherwise,
-    };
-    let mut ranges = Ranges::default();
-    if has(Abi::X86_64) {
-        ranges.from(0, default);
-        listed(filter, Abi::X86_64, default, &mut ranges, program, blocks)?;
-    } else {
-        ranges.from(0, bad);
+    /// The ranges of x86_64, where bit 30 of the number says that the call is one of x32.
+    ///
+    /// libseccomp takes all numbers from 2^30 on as x32, but for -1: a tracer sets that to skip a
+    /// call, and since Linux 4.8 the filter sees it. runc's stub, which comes before, looks at bit
+    /// 30 only.
+    fn x86_64(&mut self, ranges: &mut Ranges) -> Result<()> {
+        let (default, bad) = (
+            Target::Return(self.filter.default),
+            Target::Return(BAD_ARCH),
+        );
+        if self.filter.has(Abi::X86_64) {
+            self.listed(Abi::X86_64, 0, ranges)?;
+        } else {
+            ranges.from(0, bad);
+        }
+        let beyond = if self.filter.has(Abi::X32) {
+            self.listed(Abi::X32, X32_BIT, ranges)?;
+            default
+        } else {
+            ranges.from(X32_BIT, bad);
+            bad
+        };
+        let stub = |abi, otherwise| match self.filter.limit(abi) {
+            Some(_) => Target::Return(ENOSYS),
+            None => otherwise,
+        };
+        ranges.from(0x8000_0000, stub(Abi::X86_64, beyond));
+        ranges.from(0xc000_0000, stub(Abi::X32, beyond));
+        ranges.from(u32::MAX, stub(Abi::X32, default));
+        Ok(())
     }
-    let beyond = if has(Abi::X32) { default } else { bad };
-    ranges.from(X32_BIT, beyond);
-    if has(Abi::X32) {
-        listed(filter, Abi::X32, default, &mut ranges, program, blocks)?;
-    }
-    ranges.from(0x8000_0000, stubbed(Abi::X86_64, beyond));
-    ranges.from(0xc000_0000, stubbed(Abi::X32, beyond));
-    ranges.from(u32::MAX, stubbed(Abi::X32, default));
-    Ok(ranges)
-}
 
-impl Filter {
-    fn greatest(&self, abi: Abi) -> Option<u32> {
-        let index = self.abis.iter().position(|listed| *listed == abi)?;
-        self.greatest[index]
+    /// The conditional rules of one call, the default action behind them; one block for all calls
+    /// and interfaces that have the same ones.
+    fn block(&mut self, rules: &'a [Rule], width: Width) -> Result<Label> {
+        let same = |other: &[Rule]| {
+            let same =
+                |(a, b): (&Rule, &Rule)| a.action == b.action && a.conditions == b.conditions;
+            other.len() == rules.len() && other.iter().zip(rules).all(same)
+        };
+        let known = self
+            .blocks
+            .iter()
+            .find(|(w, other, _)| *w == width && same(other));
+        if let Some((.., label)) = known {
+            return Ok(*label);
+        }
+        let mut label = self.program.fresh_ret(self.filter.default);
+        for rule in rules.iter().rev() {
+            self.program.fresh_ret(rule.action);
+            for insn in conditions(&rule.conditions, width)?.into_iter().rev() {
+                label = self.program.push(insn);
+            }
+        }
+        self.blocks.push((width, rules, label));
+        Ok(label)
     }
 }
 
@@ -234,39 +281,6 @@ fn place(target: Target, program: &mut Assembler) -> Label {
         Target::Return(value) => program.ret(value),
         Target::Block(label) => label,
     }
-}
-
-/// The conditional rules of one call, the default action behind them; one block for all calls and
-/// interfaces that have the same ones.
-fn block<'a>(
-    rules: &'a [Rule],
-    width: Width,
-    default: u32,
-    program: &mut Assembler,
-    blocks: &mut Vec<(Width, &'a [Rule], Label)>,
-) -> Result<Label> {
-    let same = |other: &[Rule]| {
-        other.len() == rules.len()
-            && other
-                .iter()
-                .zip(rules)
-                .all(|(a, b)| a.action == b.action && a.conditions == b.conditions)
-    };
-    if let Some((.., label)) = blocks
-        .iter()
-        .find(|(w, other, _)| *w == width && same(other))
-    {
-        return Ok(*label);
-    }
-    let mut label = program.fresh_ret(default);
-    for rule in rules.iter().rev() {
-        label = program.fresh_ret(rule.action);
-        for insn in conditions(&rule.conditions, width)?.into_iter().rev() {
-            label = program.push(insn);
-        }
-    }
-    blocks.push((width, rules, label));
-    Ok(label)
 }
 
 /// Code that runs into what follows it if all conditions hold, and skips one instruction of that if

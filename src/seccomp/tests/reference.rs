@@ -21,15 +21,17 @@ struct Candidate {
     action: u32,
 }
 
+/// The conditions of a rule, sorted by argument, and its action.
+type Conditional = (Vec<LinuxSeccompArg>, u32);
+
 /// A profile, with what is looked up in it again and again.
 pub(super) struct Reference {
     abis: Vec<Abi>,
     default: u32,
     /// runc's limit for each interface, 0 for none.
     greatest: [u32; 5],
-    /// For each interface and number, the rules on that call in the order of the profile: the
-    /// conditions (sorted by argument) and the action.
-    rules: [HashMap<u32, Vec<(Vec<LinuxSeccompArg>, u32)>>; 5],
+    /// For each interface and number, the rules on that call in the order of the profile.
+    rules: [HashMap<u32, Vec<Conditional>>; 5],
 }
 
 impl Reference {
