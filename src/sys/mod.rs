@@ -21,4 +21,3 @@ fn checked(result: libc::c_long) -> nix::Result<libc::c_long> {
         Ok(result)
     }
 }
-

@@ -44,6 +44,16 @@ fn paths(pid: i32) -> Vec<(String, String)> {
     text.lines().map(split).collect()
 }
 
+/// The path in the hierarchy that the view shows: pids stands for all of v1.
+fn main_path(pid: i32) -> String {
+    let wanted = if view() == View::V2 { "" } else { "pids" };
+    paths(pid)
+        .into_iter()
+        .find(|(names, _)| names == wanted)
+        .unwrap()
+        .1
+}
+
 #[test]
 fn every_hierarchy_in_sight_has_the_container() {
     let bundle = Bundle::sh("sleep 100");
@@ -73,14 +83,10 @@ fn relative_path_is_taken_and_cleaned() {
         let mut bundle = Bundle::sh("sleep 100");
         let path = path.replace("{}", &bundle.id);
         bundle.set("/linux/cgroupsPath", json!(path)).create().ok();
-        let seen = paths(bundle.pid());
-        let main = seen
-            .iter()
-            .find(|(names, _)| names.is_empty() || names == "pids")
-            .unwrap();
+        let seen = main_path(bundle.pid());
         assert!(
-            main.1.ends_with(&bundle.id) && !main.1.contains(".."),
-            "{path}: {main:?}"
+            seen.ends_with(&bundle.id) && !seen.contains(".."),
+            "{path}: {seen}"
         );
         bundle.delete_force().ok();
         bundle.assert_gone();
@@ -92,11 +98,7 @@ fn a_path_of_several_levels_is_made_and_removed() {
     let mut bundle = Bundle::sh("sleep 100");
     let path = format!("/{0}/middle/{0}leaf", bundle.id);
     bundle.set("/linux/cgroupsPath", json!(path)).create().ok();
-    let (_, seen) = paths(bundle.pid())
-        .into_iter()
-        .find(|(names, _)| names.is_empty() || names == "pids")
-        .unwrap();
-    assert_eq!(seen, path);
+    assert_eq!(main_path(bundle.pid()), path);
     bundle.delete_force().ok();
     let left = cgroups_named(&format!("{}leaf", bundle.id));
     assert!(left.is_empty(), "{left:?}");
@@ -342,6 +344,9 @@ fn nothing_is_made_before_the_configuration_is_known_to_be_right() {
 
 #[test]
 fn processes_of_the_cgroup_end_with_delete() {
+    if view() == View::V2 && !crate::harness::runtime().isorun {
+        skip!("runc 1.1 leaves the v2 cgroup where processes outlive the init");
+    }
     // A process that left the pid namespace's shelter is still in the cgroup: the host's pids.
     let mut bundle =
         Bundle::sh("setsid sleep 300 & setsid sleep 300 & echo up > /h/up; exec sleep 300");

@@ -147,7 +147,17 @@ fn state_that_is_garbage() {
     }
     let out = bundle.call(&["state", &bundle.id]).code(1);
     assert_eq!(out.stderr.lines().count(), 1, "one sentence: {out:#?}");
-    bundle.delete_force().ok();
+    let out = bundle.delete_force().ok();
     assert!(!dir.exists(), "the directory is gone");
+    assert!(
+        !out.stderr.is_empty(),
+        "what could not be found is not passed over in silence"
+    );
     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    let groups = crate::harness::cgroups_named(&bundle.id);
+    wait_for("the cgroups to be empty", || {
+        groups
+            .iter()
+            .all(|group| std::fs::remove_dir(group).is_ok() || !group.exists())
+    });
 }

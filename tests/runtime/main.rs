@@ -11,6 +11,7 @@
 #[macro_use]
 mod harness;
 
+mod bad_cases;
 mod bad_input;
 mod capabilities;
 mod captured;

@@ -422,30 +422,40 @@ fn masked_and_readonly_paths_that_are_links() {
     fs::write(Path::new(&victim).join("still"), "writable").unwrap();
 }
 
-/// CVE-2019-16884, CVE-2019-19921: something else over /proc fools what is written there.
+/// CVE-2019-16884, CVE-2019-19921: something else over /proc fools what is written there, and what
+/// is masked. A volume that Kubernetes or Podman mounts by its path in the image gets there by a
+/// link that the image brings.
 #[test]
 fn nothing_else_may_be_mounted_over_proc() {
+    let mut accepted = Vec::new();
     for (target, kind) in [
         ("/proc", "bind"),
         ("/proc", "tmpfs"),
         ("/proc/self", "bind"),
         ("/proc/sys", "bind"),
         ("/proc/../proc/sys", "tmpfs"),
+        ("/volume", "bind"),
+        ("/volume/sys", "bind"),
+        ("/volume/sys", "tmpfs"),
     ] {
         if kind == "tmpfs" && runtime().version < (1, 2) {
             continue; // older ones look at binds alone
         }
         let mut bundle = Bundle::sh("echo ran");
         fs::create_dir(bundle.host("fake")).unwrap();
+        symlink("/proc", bundle.rootfs("/volume")).unwrap();
         let source = bundle.host("fake").to_str().unwrap().to_string();
         match kind {
             "bind" => bundle.mount(target, "bind", &source, &["bind"]),
             _ => bundle.mount(target, "tmpfs", "tmpfs", &[]),
         };
-        let out = bundle.run().code(1);
-        assert!(out.stderr.contains("/proc"), "{target}: {out:#?}");
+        let out = bundle.run();
+        if out.code != 1 || !out.stderr.contains("/proc") {
+            accepted.push(format!("{kind} at {target}: {} {}", out.code, out.stderr));
+        }
         bundle.assert_gone();
     }
+    assert!(accepted.is_empty(), "{accepted:#?}");
 }
 
 #[test]
@@ -482,8 +492,8 @@ fn sysctls_go_to_the_real_procfs_only() {
     if !runtime().isorun {
         skip!("runc before 1.4 writes sysctls to what it finds at /proc/sys");
     }
+    // Whether it is refused, or goes to the kernel by another way, is all the same.
     assert_eq!(text, "fake\n", "{out:#?}");
-    assert_eq!(out.code, 1, "{out:#?}");
 }
 
 #[test]

@@ -45,7 +45,7 @@ impl Output {
     /// Fails unless the command ended with this status.
     #[track_caller]
     pub fn code(self, code: i32) -> Self {
-        assert_eq!(self.code, code, "{self:#?}");
+        assert_eq!(self.code, code, "{}\n{self:#?}", self.command);
         self
     }
 

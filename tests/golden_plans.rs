@@ -1,0 +1,146 @@
+//! Golden plans: hosts that were captured once, times specifications, compared with files.
+//!
+//! So a change of the planner shows as a difference that a person reads, for every kind of host, on
+//! any machine. `ISORUN_UPDATE_GOLDEN=1 cargo test --test golden_plans` writes the files anew; read
+//! the difference before you commit it. `cargo test --test golden_plans -- --ignored --nocapture`
+//! prints this machine's host as tests/fixtures/hosts holds them.
+
+use std::path::{Path, PathBuf};
+
+use isorun::host::Host;
+use isorun::plan::{self, Asked, Plan};
+use isorun::spec::{Loaded, check, parse};
+
+fn tests() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")
+}
+
+fn json_files(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<_> = std::fs::read_dir(dir)
+        .unwrap_or_else(|e| panic!("{}: {e}", dir.display()))
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "json"))
+        .map(|path| {
+            let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+            (name, std::fs::read(&path).unwrap())
+        })
+        .collect();
+    files.sort();
+    assert!(!files.is_empty(), "no files in {}", dir.display());
+    files
+}
+
+fn loaded(name: &str, text: &[u8]) -> Loaded {
+    let (spec, mut ignored) = parse::parse(text).unwrap_or_else(|e| panic!("{name}: {e}"));
+    ignored.extend(check(&spec).unwrap_or_else(|e| panic!("{name}: {e}")));
+    // Paths of no machine: a plan is made without looking at any.
+    Loaded {
+        spec,
+        bundle: "/bundle".into(),
+        rootfs: "/bundle/rootfs".into(),
+        ignored,
+    }
+}
+
+/// The plan as the golden file has it: the filter's instructions are the seccomp tests' business.
+fn shown(plan: &Plan) -> String {
+    let mut value = serde_json::to_value(plan).unwrap();
+    if let Some(filter) = value.get_mut("seccomp") {
+        filter["instructions"] = "left out".into();
+    }
+    serde_json::to_string_pretty(&value).unwrap() + "\n"
+}
+
+#[test]
+fn plans_are_as_the_files_say() {
+    let update = std::env::var_os("ISORUN_UPDATE_GOLDEN").is_some();
+    let mut wrong = Vec::new();
+    for (host_name, host) in json_files(&tests().join("fixtures/hosts")) {
+        let host: Host = serde_json::from_slice(&host).unwrap();
+        for (spec_name, text) in json_files(&tests().join("fixtures/specs")) {
+            let asked = Asked {
+                id: "golden".into(),
+                ..Asked::default()
+            };
+            let file = tests().join(format!("golden/{host_name}.{spec_name}.json"));
+            let got = match plan::build(&loaded(&spec_name, &text), &host, &asked) {
+                Ok(plan) => shown(&plan),
+                Err(error) => format!("{error}\n"),
+            };
+            if update {
+                std::fs::write(&file, &got).unwrap();
+            } else if std::fs::read_to_string(&file).ok().as_deref() != Some(&got) {
+                wrong.push(format!("{}\n{got}", file.display()));
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "plans differ from their files:\n{}",
+        wrong.join("\n")
+    );
+}
+
+#[test]
+fn a_plan_survives_json() {
+    let (_, host) = &json_files(&tests().join("fixtures/hosts"))[0];
+    let host: Host = serde_json::from_slice(host).unwrap();
+    for (name, text) in json_files(&tests().join("fixtures/specs")) {
+        let plan = plan::build(&loaded(&name, &text), &host, &Asked::default()).unwrap();
+        let text = serde_json::to_string(&plan).unwrap();
+        assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan, "{name}");
+    }
+}
+
+#[test]
+fn order_is_what_security_needs() {
+    let (_, host) = &json_files(&tests().join("fixtures/hosts"))[0];
+    let host: Host = serde_json::from_slice(host).unwrap();
+    for (name, text) in json_files(&tests().join("fixtures/specs")) {
+        let loaded = loaded(&name, &text);
+        let plan = plan::build(&loaded, &host, &Asked::default()).unwrap();
+        let kinds: Vec<String> = plan
+            .steps
+            .iter()
+            .map(|step| {
+                serde_json::to_value(step).unwrap()["step"]
+                    .as_str()
+                    .unwrap()
+                    .to_string()
+            })
+            .collect();
+        let at = |kind: &str| kinds.iter().position(|k| k == kind);
+        let before = |a: &str, b: &str| {
+            if let (Some(a_at), Some(b_at)) = (at(a), at(b)) {
+                assert!(a_at < b_at, "{name}: {a} comes after {b}: {kinds:?}");
+            }
+        };
+        before("root-propagation", "open-root");
+        before("open-root", "mount");
+        before("mount", "pivot-root");
+        before("mask-path", "pivot-root");
+        before("readonly-path", "mask-path");
+        before("pivot-root", "identity");
+        before("close-from", "identity");
+        before("identity", "await-start");
+        before("await-start", "exec");
+        assert_eq!(at("exec"), Some(kinds.len() - 1), "{name}");
+        let process = loaded.spec.process().as_ref().unwrap();
+        match process.no_new_privileges() {
+            Some(true) => {
+                before("no-new-privs", "identity");
+                before("identity", "seccomp");
+            }
+            _ => before("seccomp", "identity"),
+        }
+    }
+}
+
+#[test]
+#[ignore = "prints this machine's host for tests/fixtures/hosts"]
+fn capture() {
+    println!(
+        "{}",
+        serde_json::to_string_pretty(&Host::detect(None).unwrap()).unwrap()
+    );
+}
