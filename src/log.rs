@@ -111,6 +111,8 @@ impl Logger {
     fn lines(&self, level: Level, sentence: &str) -> (Option<String>, String) {
         let line = |format| line(format, level, sentence, &crate::time::now_seconds());
         match self.file {
+            // Engines put this text behind the runtime's name themselves.
+            Some(_) if level == Level::Error => (Some(line(self.format)), format!("{sentence}\n")),
             Some(_) => (Some(line(self.format)), plain(level, sentence)),
             None if self.format == Format::Json => (None, line(Format::Json)),
             None => (None, plain(level, sentence)),
@@ -206,7 +208,7 @@ mod tests {
             ..json
         };
         let (log, stderr) = both.lines(Level::Error, "no");
-        assert_eq!(stderr, "isorun: no\n");
+        assert_eq!(stderr, "no\n");
         both.file
             .as_ref()
             .unwrap()

@@ -58,7 +58,10 @@ fn plans_are_as_the_files_say() {
     for (host_name, host) in json_files(&tests().join("fixtures/hosts")) {
         let host: Host = serde_json::from_slice(&host).unwrap();
         for (spec_name, text) in json_files(&tests().join("fixtures/specs")) {
-            let asked = Asked { id: "golden".into(), ..Asked::default() };
+            let asked = Asked {
+                id: "golden".into(),
+                ..Asked::default()
+            };
             let file = tests().join(format!("golden/{host_name}.{spec_name}.json"));
             let got = match plan::build(&loaded(&spec_name, &text), &host, &asked) {
                 Ok(plan) => shown(&plan),
@@ -71,7 +74,11 @@ fn plans_are_as_the_files_say() {
             }
         }
     }
-    assert!(wrong.is_empty(), "plans differ from their files:\n{}", wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "plans differ from their files:\n{}",
+        wrong.join("\n")
+    );
 }
 
 #[test]
@@ -95,7 +102,12 @@ fn order_is_what_security_needs() {
         let kinds: Vec<String> = plan
             .steps
             .iter()
-            .map(|step| serde_json::to_value(step).unwrap()["step"].as_str().unwrap().to_string())
+            .map(|step| {
+                serde_json::to_value(step).unwrap()["step"]
+                    .as_str()
+                    .unwrap()
+                    .to_string()
+            })
             .collect();
         let at = |kind: &str| kinds.iter().position(|k| k == kind);
         let before = |a: &str, b: &str| {
@@ -127,5 +139,8 @@ fn order_is_what_security_needs() {
 #[test]
 #[ignore = "prints this machine's host for tests/fixtures/hosts"]
 fn capture() {
-    println!("{}", serde_json::to_string_pretty(&Host::detect(None).unwrap()).unwrap());
+    println!(
+        "{}",
+        serde_json::to_string_pretty(&Host::detect(None).unwrap()).unwrap()
+    );
 }

@@ -33,26 +33,22 @@ pub const ENTRY: Entry = Entry {
 };
 
 fn run(global: &Global, matches: &ArgMatches) -> Result<Exit> {
-    let entries = global.store.list()?;
     if matches.get_flag("quiet") {
-        let ids: Vec<String> = entries.into_iter().map(|entry| entry.id + "\n").collect();
-        print(&ids.concat())?;
+        let ids = global.store.ids()?.into_iter().map(|id| id + "\n");
+        print(&ids.collect::<String>())?;
         return Ok(Exit::Success);
     }
     let names = passwd::Names::load();
-    let views: Vec<View> = entries
-        .into_iter()
-        .map(|entry| match entry.record {
-            Ok(record) => View::of(record, &entry.path, &names),
-            Err(ref error) => {
-                log::debug(|| error.to_string());
-                View::broken(entry.id.clone(), entry.status(), names.of(entry.owner()))
-            }
-        })
-        .collect();
+    let views = global.store.list()?.map(|entry| match entry.record {
+        Ok(record) => View::of(record, &entry.path, &names),
+        Err(ref error) => {
+            log::debug(|| error.to_string());
+            View::broken(entry.id.clone(), entry.status(), names.of(entry.owner()))
+        }
+    });
     match matches.get_one::<String>("format").map(String::as_str) {
-        Some("table") => print(&table(&views))?,
-        Some("json") => print(&json(&views)?)?,
+        Some("table") => print(&table(views))?,
+        Some("json") => print(&json(views)?)?,
         _ => {
             let error = Error::new(Kind::Usage, "invalid format option");
             return Err(error.remedy("it is table or json"));
@@ -62,26 +58,32 @@ fn run(global: &Global, matches: &ArgMatches) -> Result<Exit> {
 }
 
 /// One line of JSON; `null` for no containers, as runc prints an empty list.
-fn json(views: &[View]) -> Result<String> {
-    let text = match views {
-        [] => "null".to_string(),
-        views => serde_json::to_string(views)
-            .map_err(|error| Error::new(Kind::System, format!("write JSON: {error}")))?,
-    };
-    Ok(text + "\n")
+fn json(views: impl Iterator<Item = View>) -> Result<String> {
+    let mut text = String::new();
+    for view in views {
+        let view = serde_json::to_string(&view)
+            .map_err(|error| Error::new(Kind::System, format!("write JSON: {error}")))?;
+        text.push(if text.is_empty() { '[' } else { ',' });
+        text.push_str(&view);
+    }
+    Ok(if text.is_empty() {
+        "null\n".to_string()
+    } else {
+        text + "]\n"
+    })
 }
 
 /// Columns as runc's: at least 12 wide, three blanks apart, the last one as it is.
-fn table(views: &[View]) -> String {
+fn table(views: impl Iterator<Item = View>) -> String {
     let header = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(String::from);
-    let rows = views.iter().map(|view| {
+    let rows = views.map(|view| {
         [
-            view.id.clone(),
+            view.id,
             view.pid.to_string(),
             view.status.to_string(),
             view.bundle.display().to_string(),
-            view.created.clone(),
-            view.owner.clone(),
+            view.created,
+            view.owner,
         ]
     });
     let rows: Vec<[String; 6]> = std::iter::once(header).chain(rows).collect();
@@ -112,17 +114,17 @@ mod tests {
     #[test]
     fn forms() {
         assert_eq!(
-            table(&[]),
+            table([].into_iter()),
             "ID          PID         STATUS      BUNDLE      CREATED     OWNER\n"
         );
-        assert_eq!(json(&[]).unwrap(), "null\n");
+        assert_eq!(json([].into_iter()).unwrap(), "null\n");
         let long = View::broken("a-long-container-id".into(), Status::Stopped, "root".into());
         assert_eq!(
-            table(std::slice::from_ref(&long)),
+            table([long.clone()].into_iter()),
             "ID                    PID         STATUS      BUNDLE      CREATED     OWNER\n\
              a-long-container-id   0           stopped                             root\n"
         );
-        let text = json(&[long]).unwrap();
+        let text = json([long.clone(), long].into_iter()).unwrap();
         assert_eq!(text.matches('\n').count(), 1);
         assert!(
             text.starts_with("[{\"ociVersion\":\"\",\"id\":\"a-long-container-id\",\"pid\":0,")

@@ -87,10 +87,11 @@ impl View {
 fn run(global: &Global, matches: &ArgMatches) -> Result<Exit> {
     let id = id_of(matches)?;
     let record = global.store.peek(id)?;
-    print_json(&View::of(
-        record,
-        &global.store.path(id),
-        &passwd::Names::load(),
-    ))?;
+    let view = View::of(record, &global.store.path(id), &passwd::Names::load());
+    // runc's `state` has the field and leaves it empty; `list` fills it.
+    print_json(&View {
+        owner: String::new(),
+        ..view
+    })?;
     Ok(Exit::Success)
 }

@@ -103,6 +103,7 @@ impl Child<'_> {
                 .enter()
                 .map_err(fail("enter the container's cgroups"))?;
         }
+        self.let_go()?;
         if self.inherited.wait {
             self.inherited
                 .sync
@@ -124,6 +125,24 @@ impl Child<'_> {
             process::dumpable(true).map_err(fail("own its files in /proc"))?;
         }
         Ok(())
+    }
+
+    /// Closes the copies of the parent's descriptors: directories of the host have no business in a
+    /// process that the container may look at (CVE-2024-21626).
+    fn let_go(&self) -> Result<()> {
+        use std::os::fd::AsRawFd;
+        let own = &self.inherited;
+        let mut keep: Vec<i32> = vec![own.sync.fd().as_raw_fd()];
+        keep.extend(
+            own.fifo
+                .iter()
+                .chain(&own.late)
+                .chain(own.opened.values())
+                .map(AsRawFd::as_raw_fd),
+        );
+        let first = 3 + self.plan.preserve_fds;
+        crate::sys::fs::close_from(first, keep)
+            .map_err(|errno| Error::os("close", "the parent's descriptors", errno))
     }
 
     /// Takes the first alternative that the failure's errno calls for, or gives the failure back.
@@ -307,8 +326,13 @@ impl Child<'_> {
                 }
                 other => other,
             },
-            Action::CloseFrom { first } => crate::sys::fs::cloexec_from(*first)
-                .map_err(|errno| Error::os("close", "inherited descriptors", errno)),
+            Action::CloseFrom { first } => {
+                // Nothing of the file system is needed from here on.
+                self.root = None;
+                self.masks = None;
+                crate::sys::fs::cloexec_from(*first)
+                    .map_err(|errno| Error::os("close at exec", "all descriptors", errno))
+            }
             Action::AwaitStart => self.await_start(),
             Action::Exec => self.exec(),
             other => Err(Error::new(
@@ -425,6 +449,10 @@ impl Child<'_> {
         ) else {
             return Err(fail(&self.program, Errno::EINVAL));
         };
+        for fd in 3..3 + self.plan.preserve_fds as i32 {
+            crate::sys::fs::keep_open(fd)
+                .map_err(|errno| fail(&format!("descriptor {fd}"), errno))?;
+        }
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.inherited.signals), None)
             .map_err(|errno| fail("the signal mask", errno))?;
         process::default_sigpipe();

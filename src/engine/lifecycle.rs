@@ -228,7 +228,10 @@ pub fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
     let dir = store.open(id)?;
     let record = match dir.record() {
         Ok(Some(record)) => record,
-        Ok(None) | Err(_) if force => return dir.remove(),
+        Ok(None) | Err(_) if force => match dir.origin() {
+            Some(origin) => origin,
+            None => return dir.remove(),
+        },
         Ok(None) => {
             return Err(
                 wrong_state(format!("container {id:?} was never made completely"))
@@ -253,11 +256,19 @@ pub fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
         remove_cgroup(&placed)?;
     }
     let state = state_of(&record, "stopped", 0);
-    // The specification: a failing poststop hook is logged, and the container goes all the same.
-    if let Err(error) = hooks::run_all("poststop", &record.poststop, &state, &record.bundle) {
-        log::warning(&error.to_string());
-    }
+    run_poststop(&record.poststop, &state);
     dir.remove()
+}
+
+/// Runs the poststop hooks. The specification: one that fails is logged, and those after it run all
+/// the same.
+pub(super) fn run_poststop(list: &[oci_spec::runtime::Hook], state: &HookState<'_>) {
+    for hook in list {
+        let one = std::slice::from_ref(hook);
+        if let Err(error) = hooks::run_all("poststop", one, state, state.bundle) {
+            log::warning(&error.to_string());
+        }
+    }
 }
 
 /// Kills the first process and waits for its end; what shares its pid namespace goes with it.

@@ -67,6 +67,9 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
         preserve_fds: request.preserve_fds,
     };
     check_preserved(request.preserve_fds)?;
+    // Nothing that the caller left open reaches a hook or the container, but what is asked for.
+    crate::sys::fs::cloexec_from(3)
+        .map_err(|errno| Error::os("close at exec", "inherited descriptors", errno))?;
     let (loaded, plan) = super::plan(&request.bundle, &asked)?;
     tell_ignored(&loaded, &plan);
     let dir = request.store.create(&request.id)?;
@@ -135,6 +138,7 @@ impl Making<'_> {
         let planned = Placed::planned(&plan.cgroup);
         record.cgroup = Some(to_json(&planned)?);
         dir.save(&record)?;
+        dir.keep_origin()?;
         let cgroup = Cgroup::create(&plan.cgroup)?;
         self.cgroup = Some(cgroup.placed().clone());
         record.cgroup = Some(to_json(cgroup.placed())?);
@@ -312,7 +316,6 @@ impl Making<'_> {
 
     /// Takes back what was made. What fails here is told, but does not hide the first failure.
     fn undo(&mut self) {
-        let pid = self.pid();
         if let Some((pid, pidfd)) = self.child.take() {
             let _ = process::pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
             let _ = nix::sys::wait::waitpid(pid, None);
@@ -322,8 +325,9 @@ impl Making<'_> {
                 .unwrap_or_else(|error| log::warning(&format!("after a failure: {error}")));
         }
         if self.hooks_ran {
-            run_hooks(self.plan, "poststop", "stopped", pid)
-                .unwrap_or_else(|error| log::warning(&format!("after a failure: {error}")));
+            let nobody = Pid::from_raw(0);
+            let state = hook_state(self.plan, "stopped", nobody);
+            lifecycle::run_poststop(self.plan.hooks("poststop"), &state);
         }
     }
 }
@@ -445,11 +449,6 @@ fn hook_state<'a>(plan: &'a Plan, status: &'a str, pid: Pid) -> HookState<'a> {
 }
 
 fn run_hooks(plan: &Plan, stage: &str, status: &str, pid: Pid) -> Result<()> {
-    let pid = if status == "stopped" {
-        Pid::from_raw(0)
-    } else {
-        pid
-    };
     hooks::run_all(
         stage,
         plan.hooks(stage),

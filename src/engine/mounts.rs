@@ -13,10 +13,11 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::stat::fstat;
 
+use super::proc::PROC_MAGIC;
 use super::root::{Make, Root};
 use crate::error::{Error, Result};
-use crate::plan::{Mount, MountKind};
-use crate::sys::fs::resolve;
+use crate::plan::{Mount, MountKind, OVER_PROC};
+use crate::sys::fs::{fs_magic, resolve};
 use crate::sys::mount::{
     attr, fs_message, fsconfig_create, fsconfig_set, fsmount, fsopen, mount_setattr, move_mount,
     open_tree_clone,
@@ -63,8 +64,43 @@ fn fresh_target(root: &Root, mount: &Mount, fstype: &str) -> Result<OwnedFd> {
             }
         });
     }
-    root.open_or_make(&mount.target, Make::Directory)
-        .map_err(|errno| failed(mount, "make the mount point", errno))
+    let target = root
+        .open_or_make(&mount.target, Make::Directory)
+        .map_err(|errno| failed(mount, "make the mount point", errno))?;
+    check_over_proc(mount, &target, None)?;
+    Ok(target)
+}
+
+/// The planner has refused mounts over /proc by their names; this refuses those that get there by a
+/// link of the image, and anything but a procfs over /proc itself.
+fn check_over_proc(mount: &Mount, target: &OwnedFd, source: Option<BorrowedFd<'_>>) -> Result<()> {
+    let on_proc = |fd: BorrowedFd<'_>| {
+        fs_magic(fd)
+            .map(|magic| magic == PROC_MAGIC)
+            .map_err(|errno| failed(mount, "look at the file system", errno))
+    };
+    let refuse = || {
+        Err(failed(mount, "mount", Errno::EPERM)
+            .remedy("nothing but lxcfs' files may be mounted inside /proc"))
+    };
+    let named = mount.target.trim_end_matches('/') == "/proc";
+    if named {
+        return match source {
+            Some(source) if !on_proc(source)? => refuse(),
+            _ => Ok(()),
+        };
+    }
+    if !on_proc(target.as_fd())? {
+        return Ok(());
+    }
+    let path = nix::fcntl::readlink(fd_path(target.as_fd()).as_str())
+        .map_err(|errno| failed(mount, "look at the target", errno))?;
+    let path = path.to_string_lossy();
+    let allowed = OVER_PROC.iter().any(|name| {
+        path.strip_suffix(name)
+            .is_some_and(|before| before.ends_with("/proc/"))
+    });
+    if allowed { Ok(()) } else { refuse() }
 }
 
 fn fresh(
@@ -203,6 +239,7 @@ fn bind(
         },
     };
     let target = bind_target(root, mount, tree.as_fd())?;
+    check_over_proc(mount, &target, Some(tree.as_fd()))?;
     set_attributes(tree.as_fd(), mount)
         .map_err(|errno| failed(mount, "set the flags of the mount", errno))?;
     move_mount(tree.as_fd(), target.as_fd()).map_err(|errno| failed(mount, &what, errno))?;
@@ -246,6 +283,7 @@ fn old_bind(root: &Root, mount: &Mount, source: &Path, recursive: bool) -> Resul
     let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
     let from = nix::fcntl::open(source, flags, nix::sys::stat::Mode::empty()).map_err(fail)?;
     let target = bind_target(root, mount, from.as_fd())?;
+    check_over_proc(mount, &target, Some(from.as_fd()))?;
     let mut flags = MsFlags::MS_BIND;
     flags.set(MsFlags::MS_REC, recursive);
     let none: Option<&str> = None;

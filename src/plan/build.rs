@@ -86,6 +86,7 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
             cwd: process.cwd().to_string_lossy().into_owned(),
         },
         seccomp,
+        preserve_fds: asked.preserve_fds,
         host_hooks: hooks.host,
         cgroup,
     })

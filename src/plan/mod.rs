@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use build::build;
+pub use mounts::OVER_PROC;
 pub use print::text;
 pub use step::{
     Action, Birth, CapSets, Degradation, Device, HostHooks, IdMap, Identity, Mount, MountKind,
@@ -61,9 +62,16 @@ pub struct Plan {
     /// The system call filter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seccomp: Option<Program>,
+    /// How many descriptors from 3 on the program gets.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub preserve_fds: u32,
     /// Hooks that the parent runs, by stage.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub host_hooks: HostHooks,
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 impl Plan {

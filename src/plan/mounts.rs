@@ -92,6 +92,7 @@ fn clean(path: &str) -> String {
 fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
     let field = format!("mounts[{index}]");
     let options = parse_mount(index, mount)?;
+    check_over_proc(&field, mount, &options)?;
     if options.remount {
         return Err(Error::spec(
             format!("{field}.options"),
@@ -155,6 +156,58 @@ fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
         });
     }
     Ok(step)
+}
+
+/// What may be mounted over files of /proc: what lxcfs replaces, as runc has it.
+pub const OVER_PROC: [&str; 11] = [
+    "cpuinfo",
+    "diskstats",
+    "meminfo",
+    "stat",
+    "swaps",
+    "uptime",
+    "loadavg",
+    "slabinfo",
+    "net/dev",
+    "sys/kernel/ns_last_pid",
+    "sys/crypto/fips_enabled",
+];
+
+/// Refuses mounts that would put something else in the place of /proc or a part of it: what is
+/// written and read there later must be the kernel's (CVE-2019-16884, CVE-2019-19921). The engine looks
+/// again at where the path really leads.
+fn check_over_proc(field: &str, mount: &SpecMount, options: &MountOptions) -> Result<()> {
+    let target = resolved(&mount.destination().to_string_lossy());
+    let refuse = |why: &str| {
+        Err(Error::spec(
+            format!("{field}.destination"),
+            format!("{target} {why}"),
+        ))
+    };
+    match target.strip_prefix("/proc") {
+        // A bind mount over /proc itself may be of a procfs: the engine looks at it.
+        Some("") if mount.typ().as_deref() == Some("proc") || options.bind => Ok(()),
+        Some("") => refuse("can only be a proc mount"),
+        Some(rest) if rest.starts_with('/') && !OVER_PROC.contains(&&rest[1..]) => {
+            refuse("is inside /proc, where nothing but lxcfs' files may be mounted")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A path without `.`, `..` and double slashes, as if there were no links.
+fn resolved(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    format!("/{}", parts.join("/"))
 }
 
 fn shown_source(source: &Path, fstype: &str) -> String {

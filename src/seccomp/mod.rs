@@ -34,9 +34,15 @@
 //!   the default action or on write(2) (runc), NOTIFY without `listenerPath`, `listenerMetadata`
 //!   without it, contradicting rules, an argument index above 5, empty `names`. A `listenerPath`
 //!   without NOTIFY is ignored, as the specification has it.
-//! - libseccomp's tree has cases in which it contradicts its own order: a rule with LE after an EQ
-//!   on a 32-bit interface is compiled as GT, and rules with overlapping "greater" and "less" lose
-//!   conditions above 2^32. Here the stated order holds.
+//! - libseccomp contradicts its own order in some profiles with several conditional rules on one
+//!   call. Rules with comparisons of one argument share the test of its upper half, so a longer one
+//!   is lost or refused (EEXIST) there if the actions differ; and after a rule with more conditions
+//!   the next one can be asked about the wrong argument: with `kcmp: 0 != 1 -> ALLOW` and
+//!   `kcmp: 0 != 3, 1 == 3 -> ERRNO`, kcmp(2, 1) gets the default action (2.5.4 and 2.6.1). Here the
+//!   stated order holds on every interface, so such profiles compile, and do what they say. Of 2000
+//!   random profiles each, whose rules were made to collide, none differ without conditions, 20 to
+//!   80 with them, nearly all in that libseccomp does what no matching rule says (tests/oracle.rs).
+//!   The captured profiles of Podman and Docker agree on every number.
 //! - Flags: SPEC_ALLOW if `flags` is absent, as runc does; none if it is an empty list.
 
 mod abi;

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag, open, openat, renameat};
+use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, OFlag, open, openat, renameat};
 use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
@@ -26,6 +26,7 @@ use crate::error::{Error, Kind, Result};
 
 const RECORD: &str = "state.json";
 const RECORD_NEW: &str = "state.json.new";
+const ORIGIN: &str = "origin";
 /// The name of the fifo on which a created container waits for `start`.
 pub(super) const FIFO: &str = "exec.fifo";
 
@@ -154,39 +155,48 @@ impl Store {
         }
     }
 
-    /// All containers, by id, also those that have no record that can be read. Takes no lock;
-    /// containers may come and go meanwhile.
+    /// The ids of all containers, sorted, also of those that have no record that can be read.
     ///
     /// # Errors
     /// Where the root directory cannot be read. That it does not exist is no error.
-    pub fn list(&self) -> Result<Vec<Entry>> {
+    pub fn ids(&self) -> Result<Vec<String>> {
         let failed = |error| Error::io("read directory", display(&self.root), &error);
         let names = match fs::read_dir(&self.root) {
             Ok(names) => names,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(failed(error)),
         };
-        let mut entries = Vec::new();
+        let mut ids = Vec::new();
         for name in names {
             let name = name.map_err(failed)?;
-            let Some(id) = name.file_name().to_str().map(str::to_string) else {
-                continue;
-            };
-            if check_id(&id).is_err() || !name.file_type().is_ok_and(|kind| kind.is_dir()) {
-                continue;
+            let is_directory = name.file_type().is_ok_and(|kind| kind.is_dir());
+            if let (true, Ok(id)) = (is_directory, name.file_name().into_string())
+                && check_id(&id).is_ok()
+            {
+                ids.push(id);
             }
-            let path = name.path();
+        }
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    /// All containers, one after the other in the order of their ids, each read when it is its
+    /// turn. Takes no lock; containers may come and go meanwhile.
+    ///
+    /// # Errors
+    /// As [`Store::ids`].
+    pub fn list(&self) -> Result<impl Iterator<Item = Entry> + '_> {
+        Ok(self.ids()?.into_iter().filter_map(|id| {
+            let path = self.path(&id);
             let record = match read_record(&path) {
                 Ok(Some(record)) => Ok(record),
                 Ok(None) if path.is_dir() => Err(no_record(&id)),
                 // It was deleted since its name was read.
-                Ok(None) => continue,
+                Ok(None) => return None,
                 Err(error) => Err(error),
             };
-            entries.push(Entry { id, path, record });
-        }
-        entries.sort_unstable_by(|a, b| a.id.cmp(&b.id));
-        Ok(entries)
+            Some(Entry { id, path, record })
+        }))
     }
 
     fn not_found(&self, id: &str) -> Error {
@@ -268,6 +278,22 @@ impl Dir {
     /// Where there is one that cannot be read.
     pub fn record(&self) -> Result<Option<Record>> {
         read_record(&self.path)
+    }
+
+    /// Keeps the record that was saved last under a second name, for [`Dir::origin`].
+    ///
+    /// # Errors
+    /// Those of linkat(2).
+    pub fn keep_origin(&self) -> Result<()> {
+        nix::unistd::linkat(self.fd(), RECORD, self.fd(), ORIGIN, AtFlags::empty())
+            .map_err(|errno| Error::os("keep", display(&self.path.join(ORIGIN)), errno))
+    }
+
+    /// The first record of the container, for a `delete --force` that cannot read the last one: it
+    /// says where the cgroup is.
+    pub fn origin(&self) -> Option<Record> {
+        let path = self.path.join(ORIGIN);
+        Record::parse(&fs::read(&path).ok()?, &path).ok()
     }
 
     /// The container's status; without a record nobody lives, since this value holds the lock.
@@ -373,8 +399,8 @@ fn display(path: &Path) -> String {
 
 fn no_record(id: &str) -> Error {
     let sentence =
-        format!("container {id:?} has no state: its creation has not finished or was killed");
-    Error::new(Kind::State, sentence).remedy("isorun delete --force removes what is left of it")
+        format!("container does not exist: the creation of {id:?} has not finished or was killed");
+    Error::new(Kind::NotFound, sentence).remedy("isorun delete --force removes what is left of it")
 }
 
 fn read_record(dir: &Path) -> Result<Option<Record>> {

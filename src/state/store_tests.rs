@@ -42,7 +42,7 @@ fn mode(path: &Path) -> u32 {
 #[test]
 fn a_life() {
     let store = Temporary::new();
-    assert!(store.list().unwrap().is_empty(), "no root yet");
+    assert!(store.ids().unwrap().is_empty(), "no root yet");
     let dir = store.create("one").unwrap();
     assert_eq!((mode(store.root()), mode(dir.path())), (0o700, 0o700));
     assert_eq!(dir.record().unwrap(), None);
@@ -54,7 +54,7 @@ fn a_life() {
     assert_eq!(dir.record().unwrap().as_ref(), Some(&written));
     // Reading needs no lock, and the lock is held here.
     assert_eq!(store.peek("one").unwrap(), written);
-    assert_eq!(store.list().unwrap().len(), 1);
+    assert_eq!(store.list().unwrap().count(), 1);
     let names: Vec<_> = fs::read_dir(dir.path())
         .unwrap()
         .map(|e| e.unwrap().file_name())
@@ -231,7 +231,7 @@ fn listing_survives_what_comes_and_goes() {
         }
     });
     while !churn.is_finished() {
-        let entries = store.list().unwrap();
+        let entries: Vec<_> = store.list().unwrap().collect();
         assert!(entries.iter().any(|entry| entry.id == "stays"));
         entries
             .iter()
@@ -260,7 +260,6 @@ fn what_a_killed_creator_left_is_listed_and_can_be_removed() {
     let found: Vec<_> = store
         .list()
         .unwrap()
-        .iter()
         .map(|e| (e.id.clone(), e.status(), e.record.is_ok()))
         .collect();
     let expected = [
@@ -279,7 +278,7 @@ fn what_a_killed_creator_left_is_listed_and_can_be_removed() {
     for id in ["empty", "held", "torn", "dead"] {
         store.open(id).unwrap().remove().unwrap();
     }
-    assert!(store.list().unwrap().is_empty());
+    assert!(store.ids().unwrap().is_empty());
 }
 
 #[test]

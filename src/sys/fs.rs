@@ -76,6 +76,35 @@ pub fn cloexec_from(first: u32) -> nix::Result<()> {
     }
 }
 
+/// Closes every descriptor from `first` on, but those in `keep`. Descriptors that a value owns and
+/// that is dropped later must be in `keep`: meant for a child that never drops its parent's values.
+pub fn close_from(first: u32, mut keep: Vec<RawFd>) -> nix::Result<()> {
+    keep.sort_unstable();
+    let mut from = first;
+    let mut gaps = Vec::with_capacity(keep.len() + 1);
+    for fd in keep
+        .into_iter()
+        .filter_map(|fd| u32::try_from(fd).ok())
+        .filter(|fd| *fd >= first)
+    {
+        if fd > from {
+            gaps.push((from, fd - 1));
+        }
+        from = fd + 1;
+    }
+    gaps.push((from, u32::MAX));
+    for (from, to) in gaps {
+        // SAFETY: plain numbers; the caller owns what is closed, see above.
+        let result = super::checked(unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) });
+        match result {
+            // Where it cannot be done at once, close-on-exec has to do.
+            Ok(_) | Err(Errno::ENOSYS | Errno::EPERM) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
 fn cloexec_by_proc(first: u32) -> nix::Result<()> {
     let entries = std::fs::read_dir("/proc/self/fd")
         .map_err(|e| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;

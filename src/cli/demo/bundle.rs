@@ -284,6 +284,7 @@ mod tests {
     #[test]
     fn the_config_is_a_specification() {
         let spec: Spec = serde_json::from_value(config(&Denied::default(), "facts")).unwrap();
+        assert_eq!(crate::spec::check(&spec).unwrap(), Vec::<String>::new());
         let linux = spec.linux().as_ref().unwrap();
         assert_eq!(linux.namespaces().as_ref().unwrap().len(), 8);
         assert_eq!(

@@ -10,11 +10,11 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit};
-use procfs::process::Process;
 use serde::{Deserialize, Serialize};
 
 use super::limits::Limits;
-use crate::error::{Error, Kind, Result};
+use super::proc::{self, Status};
+use crate::error::{Error, Result};
 
 /// What [`Facts::attempts`] says of an attempt that was not refused.
 pub const SUCCEEDS: &str = "succeeds";
@@ -62,40 +62,40 @@ impl Facts {
     /// # Errors
     /// Where /proc cannot be read.
     pub fn collect(began: Duration, inside: bool) -> Result<Self> {
-        let failed = |error: procfs::ProcError| {
-            Error::new(Kind::System, format!("read /proc/self: {error}"))
+        let failed = |error| Error::io("read", "/proc/self", &error);
+        let status = Status::of("self").map_err(failed)?;
+        let number = |name| {
+            status
+                .word(name, 0)
+                .and_then(|word| word.parse().ok())
+                .unwrap_or(0)
         };
-        let myself = Process::myself().map_err(failed)?;
-        let status = myself.status().map_err(failed)?;
+        let set = |name| {
+            status
+                .word(name, 0)
+                .and_then(|set| u64::from_str_radix(set, 16).ok())
+                .unwrap_or(0)
+        };
         let sets = [
-            ("inheritable", status.capinh),
-            ("permitted", status.capprm),
-            ("effective", status.capeff),
-            ("bounding", status.capbnd.unwrap_or_default()),
-            ("ambient", status.capamb.unwrap_or_default()),
+            ("inheritable", set("CapInh")),
+            ("permitted", set("CapPrm")),
+            ("effective", set("CapEff")),
+            ("bounding", set("CapBnd")),
+            ("ambient", set("CapAmb")),
         ];
-        let mounts = myself
-            .mountinfo()
-            .map_err(failed)?
-            .0
-            .into_iter()
-            .map(|mount| {
-                let mode = if mount.mount_options.contains_key("ro") {
-                    "ro"
-                } else {
-                    "rw"
-                };
-                (mount.mount_point.display().to_string(), mode.to_string())
-            });
+        let mounts = proc::mounts().map_err(failed)?.into_iter().map(|mount| {
+            let mode = if mount.read_only { "ro" } else { "rw" };
+            (mount.target.display().to_string(), mode.to_string())
+        });
         Ok(Self {
             began: u64::try_from(began.as_nanos()).unwrap_or(u64::MAX),
-            pid: myself.pid(),
-            uid: status.euid,
+            pid: nix::unistd::getpid().as_raw(),
+            uid: status.euid().unwrap_or(u32::MAX),
             uid_map: lines("/proc/self/uid_map"),
             namespaces: namespaces(Path::new("/proc/self/ns")),
             capabilities: sets.map(|(name, set)| (name.to_string(), set)).into(),
-            seccomp: status.seccomp.unwrap_or_default(),
-            no_new_privileges: status.nonewprivs == Some(1),
+            seccomp: number("Seccomp"),
+            no_new_privileges: number("NoNewPrivs") == 1,
             mounts: mounts.collect(),
             pids: pids(),
             interfaces: interfaces(),

@@ -5,8 +5,9 @@
 
 use std::path::PathBuf;
 
-use procfs::process::Process;
 use serde::{Deserialize, Serialize};
+
+use super::proc::{self, Mount};
 
 /// The limits that the demo sets; none where there is no limit, or no way to see it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -69,14 +70,14 @@ fn millicpus(quota: &str, period: &str) -> Option<u64> {
 }
 
 fn place(pid: &str, controller: &str) -> Option<Place> {
-    let mounts = Process::myself().ok()?.mountinfo().ok()?.0;
+    let mounts = proc::mounts().ok()?;
     let paths = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let directory = |mount: &procfs::process::MountInfo, path: &str| {
+    let directory = |mount: &Mount, path: &str| {
         // The mount may show a part of the hierarchy only; the path names it whole.
         let below = path
             .strip_prefix(mount.root.trim_end_matches('/'))
             .unwrap_or(path);
-        mount.mount_point.join(below.trim_start_matches('/'))
+        mount.target.join(below.trim_start_matches('/'))
     };
     // Lines are `number:controllers:path`; on v2 the number is 0 and there are no controllers.
     let path_of = |wanted: &dyn Fn(&str) -> bool| {
@@ -85,10 +86,11 @@ fn place(pid: &str, controller: &str) -> Option<Place> {
             wanted(fields.next()?).then(|| fields.next())?
         })
     };
+    let has = |mount: &Mount| mount.options.iter().any(|option| option == controller);
     let v1 = mounts
         .iter()
         .rev()
-        .find(|mount| mount.fs_type == "cgroup" && mount.super_options.contains_key(controller));
+        .find(|mount| mount.kind == "cgroup" && has(mount));
     if let Some(mount) = v1 {
         let path = path_of(&|names| names.split(',').any(|name| name == controller))?;
         return Some(Place {
@@ -96,11 +98,8 @@ fn place(pid: &str, controller: &str) -> Option<Place> {
             unified: false,
         });
     }
-    let mount = mounts
-        .iter()
-        .rev()
-        .find(|mount| mount.fs_type == "cgroup2")?;
-    let offered = std::fs::read_to_string(mount.mount_point.join("cgroup.controllers")).ok()?;
+    let mount = mounts.iter().rev().find(|mount| mount.kind == "cgroup2")?;
+    let offered = std::fs::read_to_string(mount.target.join("cgroup.controllers")).ok()?;
     if !offered.split_whitespace().any(|name| name == controller) {
         return None;
     }

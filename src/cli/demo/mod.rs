@@ -13,6 +13,7 @@ mod facts;
 mod host;
 mod limits;
 pub mod probe;
+mod proc;
 mod report;
 mod runner;
 

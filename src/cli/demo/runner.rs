@@ -15,13 +15,13 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use procfs::process::Process;
 
 use super::FromOutside;
 use super::bundle::Bundle;
 use super::facts::Facts;
 use super::limits::Limits;
 use super::probe;
+use super::proc::Status;
 use crate::error::{Error, Kind, Result};
 
 /// A container that says nothing for so long hangs.
@@ -279,12 +279,15 @@ fn seen_from_outside(bundle: &Bundle, id: &str) -> Result<FromOutside> {
         .trim()
         .parse()
         .map_err(|_| failed("not a process id".to_string()))?;
-    let status = Process::new(pid)
-        .and_then(|process| process.status())
-        .map_err(|error| failed(error.to_string()))?;
+    let uid = match Status::of(&pid.to_string()) {
+        Ok(status) => status
+            .euid()
+            .ok_or_else(|| failed("it has no user id".to_string()))?,
+        Err(error) => return Err(failed(error.to_string())),
+    };
     Ok(FromOutside {
         pid,
-        uid: status.euid,
+        uid,
         limits: Limits::of(&pid.to_string()),
     })
 }

@@ -1,6 +1,7 @@
 //! The same profiles compiled by libseccomp (oracle.c), and both programs run on the same calls.
 //!
-//! It needs a C compiler and libseccomp's headers, so it is not part of the usual run:
+//! Seen with 2.5.4 and 2.6.1. It needs a C compiler and libseccomp's headers, so it is not part of
+//! the usual run:
 //! `apt-get install libseccomp-dev`, then `cargo test --lib seccomp::tests::oracle -- --ignored`.
 
 use std::fmt::Write as _;
@@ -103,7 +104,9 @@ fn captured_profiles_are_libseccomps() {
     for (spec, theirs) in specs.iter().zip(compile_all(&specs)) {
         let (ours, theirs) = (without_stub(spec).unwrap(), theirs.unwrap());
         let mut random = Random::new(11);
-        for call in numbers() {
+        // Younger calls have no name in older releases of the library.
+        let young = 440..512;
+        for call in numbers().filter(|call| !young.contains(&(call.nr & 0x3fff_ffff))) {
             for _ in 0..20 {
                 let call = Call {
                     args: random.args(),
@@ -116,88 +119,86 @@ fn captured_profiles_are_libseccomps() {
     }
 }
 
-#[test]
-#[ignore = "needs cc and libseccomp-dev"]
-fn random_profiles_are_libseccomps() {
-    let mut random = Random::new(0x0a_c1e);
-    random.wide = std::env::var_os("NARROW").is_none();
-    let names = ["ioctl", "socket", "sendto", "semop", "read", "accept"];
-    let specs: Vec<_> = (0..4000)
-        .map(|round| {
-            let rules = 1 + random.below(4);
-            let ops: &[Op] = match round % 4 {
-                0 => &OPS,
-                1 => &[Op::ScmpCmpEq, Op::ScmpCmpNe],
-                2 => &[Op::ScmpCmpEq, Op::ScmpCmpMaskedEq],
-                _ => &[Op::ScmpCmpGt, Op::ScmpCmpGe, Op::ScmpCmpLt],
-            };
-            let mut spec = random.profile(rules, &names, ops);
-            if std::env::var_os("NOX86").is_some() {
-                let keep = spec.architectures().clone().unwrap();
-                spec.set_architectures(Some(
-                    keep.into_iter()
-                        .filter(|a| *a != oci_spec::runtime::Arch::ScmpArchX86)
-                        .collect(),
-                ));
-            }
-            spec
-        })
-        .collect();
-    let (mut same, mut refused, mut only) = (0, 0, [0, 0]);
-    let mut different = Vec::new();
-    let mut mistakes = 0;
-    for (spec, theirs) in specs.iter().zip(compile_all(&specs)) {
-        let (ours, theirs) = match (without_stub(spec), theirs) {
-            (Ok(ours), Ok(theirs)) => (ours, theirs),
-            (Err(_), Err(_)) => {
-                refused += 1;
-                continue;
-            }
-            (ours, _) => {
-                only[usize::from(ours.is_ok())] += 1;
-                if only[usize::from(ours.is_ok())] < 4 {
-                    println!("ours is ok: {}:\n{}", ours.is_ok(), text(spec));
-                }
-                continue;
-            }
+/// How random profiles end with both compilers.
+#[derive(Debug, Default)]
+struct Tally {
+    /// Both programs say the same for all calls that were tried, or both compilers refuse.
+    same: usize,
+    /// libseccomp's program does what no rule that matches says: its own mistake.
+    mistaken: usize,
+    /// Both programs follow a rule that matches, but not the same one.
+    ordered: usize,
+    /// Only libseccomp refuses: contradictions that it sees in what rules have in common.
+    refused: usize,
+    /// Only isorun refuses.
+    missed: usize,
+}
+
+impl Tally {
+    fn add(&mut self, spec: &LinuxSeccomp, theirs: &[Insn], random: &mut Random) {
+        let Ok(ours) = without_stub(spec) else {
+            self.missed += 1;
+            return;
         };
-        let mut wrong = None;
-        let reference = reference::Reference::new(spec, Abi::NATIVE);
+        let reference = Reference::new(spec, Abi::NATIVE).without_stub();
+        let (mut mistaken, mut ordered) = (false, false);
         for _ in 0..200 {
             let abi = random.pick(&Abi::ALL);
-            let row = super::super::abi::row(random.pick(&names));
+            let row = crate::seccomp::abi::row(random.pick(&NAMES));
             let Some(nr) = row.and_then(|row| abi.number(row)) else {
                 continue;
             };
+            let args = random.args();
             let call = Call {
                 arch: abi.audit(),
                 nr,
-                args: random.args(),
+                args,
             };
-            let (mine, other) = (run(&ours, &call).0, run(&theirs, &call).0);
-            if mine == other {
-                continue;
-            }
-            // What no rule that matches says is no matter of order: libseccomp's own mistake.
-            if reference.justified(&call).contains(&other) {
-                wrong = Some((call, mine, other));
-            } else {
-                mistakes += 1;
+            let other = run(theirs, &call).0;
+            if run(&ours, &call).0 != other {
+                match reference.justified(&call).contains(&other) {
+                    true => ordered = true,
+                    false => mistaken = true,
+                }
             }
         }
-        match wrong {
-            None => same += 1,
-            Some((call, ours, theirs)) => {
-                different.push(format!("{}{call:x?} {ours:x} {theirs:x}", text(spec)));
-            }
+        match (ordered, mistaken) {
+            (false, false) => self.same += 1,
+            (true, _) => self.ordered += 1,
+            (false, true) => self.mistaken += 1,
         }
     }
-    for text in different.iter().take(12) {
-        println!("{text}\n");
+}
+
+const NAMES: [&str; 6] = ["ioctl", "socket", "sendto", "semop", "read", "accept"];
+
+#[test]
+#[ignore = "needs cc and libseccomp-dev"]
+fn random_profiles_are_libseccomps() {
+    let kinds: [&[Op]; 4] = [
+        &[],
+        &[Op::ScmpCmpEq, Op::ScmpCmpNe],
+        &[Op::ScmpCmpEq, Op::ScmpCmpMaskedEq],
+        &OPS,
+    ];
+    for (wide, ops) in kinds.iter().flat_map(|ops| [(false, ops), (true, ops)]) {
+        let mut random = Random::new(0xacc1e);
+        random.wide = wide;
+        let mut make = || {
+            let rules = 1 + random.below(4);
+            random.profile(rules, &NAMES, ops)
+        };
+        let specs: Vec<_> = (0..2000).map(|_| make()).collect();
+        let mut tally = Tally::default();
+        for (spec, theirs) in specs.iter().zip(compile_all(&specs)) {
+            match theirs {
+                Ok(theirs) => tally.add(spec, &theirs, &mut random),
+                Err(_) if without_stub(spec).is_err() => tally.same += 1,
+                Err(_) => tally.refused += 1,
+            }
+        }
+        println!("{ops:?}, upper halves {wide}: {tally:?}");
+        assert!(tally.ordered + tally.missed < 40, "{tally:?}");
+        assert!(tally.same > 1500, "{tally:?}");
     }
-    println!(
-        "{same} same, {refused} refused by both, {only:?} by one, {} different, {mistakes} mistakes",
-        different.len()
-    );
-    assert!(same > 3000);
 }

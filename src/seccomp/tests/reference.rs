@@ -67,6 +67,12 @@ impl Reference {
         made
     }
 
+    /// The same without runc's stub: what libseccomp itself makes of the profile.
+    pub(super) fn without_stub(mut self) -> Self {
+        self.greatest = [0; 5];
+        self
+    }
+
     /// Adds a rule for the call with the numbers `row`; a multiplexed one has `first` as its first
     /// argument and is there on x86 only.
     fn add(&mut self, rule: &LinuxSyscall, row: &[u32; 5], first: Option<u32>) {
