@@ -12,16 +12,28 @@
 //!    -> output   JSON on stdout, errors on stderr and in --log
 //! ```
 
+#[forbid(unsafe_code)]
 pub mod cgroup;
+#[forbid(unsafe_code)]
 pub mod cli;
+#[forbid(unsafe_code)]
 pub mod engine;
+#[forbid(unsafe_code)]
 pub mod error;
+#[forbid(unsafe_code)]
 pub mod exit;
+#[forbid(unsafe_code)]
 pub mod host;
+#[forbid(unsafe_code)]
 pub mod log;
+#[forbid(unsafe_code)]
 pub mod plan;
+#[forbid(unsafe_code)]
 pub mod seccomp;
+#[forbid(unsafe_code)]
 pub mod spec;
+#[forbid(unsafe_code)]
 pub mod state;
 pub mod sys;
+#[forbid(unsafe_code)]
 pub mod time;

@@ -5,6 +5,11 @@
 //! the difference before you commit it. `cargo test --test golden_plans -- --ignored --nocapture`
 //! prints this machine's host as tests/fixtures/hosts holds them.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot read its files has failed"
+)]
+
 use std::path::{Path, PathBuf};
 
 use isorun::host::Host;

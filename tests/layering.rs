@@ -1,5 +1,6 @@
 //! The layers of src/, kept by a test: from the top cli, engine, plan, then spec, host, state,
-//! cgroup and seccomp side by side, then sys; error, log and exit are below all. Nothing imports
+//! cgroup and seccomp side by side, then sys; error, log, exit and time are
+//! below all. Nothing imports
 //! upwards or sideways into a higher layer, and unsafe code is in src/sys alone.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// Height of a module; a module may use what is at its own height or below.
 fn height(module: &str) -> Option<u32> {
     Some(match module {
-        "error" | "log" | "exit" => 0,
+        "error" | "log" | "exit" | "time" => 0,
         "sys" => 1,
         "spec" | "host" | "state" | "cgroup" | "seccomp" => 2,
         "plan" => 3,

@@ -21,6 +21,7 @@ use super::{devices, identity, proc};
 use crate::cgroup;
 use crate::error::{Error, Kind, Result};
 use crate::plan::{Action, Degradation, Identity, Plan, Step};
+use crate::sys::seccomp::{FLAG_LOG, FLAG_SPEC_ALLOW};
 use crate::sys::{net, process};
 
 /// The exit status of a child that could not become the program.
@@ -317,7 +318,8 @@ impl Child<'_> {
             } => clamp(name, *resource, *soft, *hard),
             Action::NoNewPrivs => process::no_new_privs()
                 .map_err(|errno| Error::os("process.noNewPrivileges: set", "it", errno)),
-            Action::Seccomp => self.seccomp(),
+            Action::Seccomp => self.seccomp(0),
+            Action::SeccompWithoutFlags => self.seccomp(FLAG_LOG | FLAG_SPEC_ALLOW),
             Action::Identity(identity) => self.identity(identity),
             Action::Chdir { path } => match identity::enter(path) {
                 Err(error) if error.errno() == Some(Errno::EACCES) => {
@@ -400,11 +402,11 @@ impl Child<'_> {
         })
     }
 
-    fn seccomp(&mut self) -> Result<()> {
+    fn seccomp(&mut self, without: u32) -> Result<()> {
         let Some(program) = &self.plan.seccomp else {
             return Ok(());
         };
-        let listener = super::filter::load(program)?;
+        let listener = super::filter::load(program, without)?;
         if let Some(listener) = listener {
             use std::os::fd::AsRawFd;
             self.tell(&FromChild::NotifyFd(listener.as_raw_fd()))?;

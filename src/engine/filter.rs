@@ -14,12 +14,13 @@ use super::hooks::HookState;
 use crate::error::{Error, Result};
 use crate::seccomp::Program;
 
-/// Loads the filter into this process; the listener's descriptor when the filter notifies.
+/// Loads the filter into this process, `without` some of its flags; the listener's descriptor when the
+/// filter notifies.
 ///
 /// # Errors
 /// A sentence with the errno; EINVAL when the kernel lacks a flag or action of the filter.
-pub fn load(program: &Program) -> Result<Option<OwnedFd>> {
-    crate::sys::seccomp::load(&program.instructions, program.flags)
+pub fn load(program: &Program, without: u32) -> Result<Option<OwnedFd>> {
+    crate::sys::seccomp::load(&program.instructions, program.flags & !without)
         .map_err(|errno| Error::os("linux.seccomp: load", "the filter", errno))
 }
 

@@ -86,6 +86,8 @@ fn run_one(hook: &Hook, input: &[u8], cwd: &Path) -> std::result::Result<(), Str
         .stderr(writer_again);
     // A group of its own: what a hook started dies with it when its time is up.
     command.process_group(0);
+    // And it dies with this process: a runtime that was killed leaves no hook at work.
+    crate::sys::process::die_with_parent(&mut command);
     if let Some((name, args)) = hook.args().as_deref().and_then(|args| args.split_first()) {
         command.arg0(name).args(args);
     }

@@ -13,7 +13,9 @@ use super::{Asked, Plan};
 use crate::cgroup::{self, CgroupPlan};
 use crate::error::{Error, Result};
 use crate::host::Host;
+use crate::seccomp::Program;
 use crate::spec::{Loaded, names};
+use crate::sys::seccomp::{FLAG_LOG, FLAG_SPEC_ALLOW};
 
 const EPERM: i32 = libc::EPERM;
 const EACCES: i32 = libc::EACCES;
@@ -71,7 +73,7 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
     steps.extend(mounts::root(&context)?);
     steps.extend(around_hooks(&hooks));
     steps.extend(mounts::finish(&context, process));
-    steps.extend(to_the_program(&context, process, &hooks, seccomp.is_some()));
+    steps.extend(to_the_program(&context, process, &hooks, seccomp.as_ref()));
     Ok(Plan {
         oci_version: spec.version().clone(),
         id: asked.id.clone(),
@@ -297,7 +299,7 @@ fn to_the_program(
     context: &Context<'_>,
     process: &SpecProcess,
     hooks: &Stages,
-    filter: bool,
+    filter: Option<&Program>,
 ) -> Vec<Step> {
     let no_new_privs = process.no_new_privileges().unwrap_or(false);
     let mut steps: Vec<Step> = vec![
@@ -315,16 +317,16 @@ fn to_the_program(
     steps.extend(limits.map(rlimit));
     if no_new_privs {
         steps.push(Action::NoNewPrivs.into());
-    } else if filter {
-        steps.push(Action::Seccomp.into());
+    } else if let Some(program) = filter {
+        steps.push(seccomp(program));
     }
     let cwd = process.cwd().to_string_lossy().into_owned();
     // Entered while still root, who may enter more; where root may not (network file systems), the
     // child tries again as the user.
     steps.push(Action::Chdir { path: cwd }.into());
     steps.push(Action::Identity(identity(process)).into());
-    if no_new_privs && filter {
-        steps.push(Action::Seccomp.into());
+    if no_new_privs && let Some(program) = filter {
+        steps.push(seccomp(program));
     }
     steps.push(Action::AwaitStart.into());
     if !hooks.start_container.is_empty() {
@@ -339,6 +341,21 @@ fn to_the_program(
     }
     steps.push(Action::Exec.into());
     steps
+}
+
+/// LOG only tells, and SPEC_ALLOW only asks for speed: a kernel that lacks them filters all the same.
+fn seccomp(program: &Program) -> Step {
+    let mut step = Step::from(Action::Seccomp);
+    if program.flags & (FLAG_LOG | FLAG_SPEC_ALLOW) != 0 {
+        step.otherwise.push(Otherwise {
+            on: vec![libc::EINVAL],
+            action: Some(Action::SeccompWithoutFlags),
+            feature: "the seccomp flags LOG and SPEC_ALLOW".into(),
+            fallback: "the filter is loaded without them".into(),
+            remedy: "a kernel from 4.17 on has both".into(),
+        });
+    }
+    step
 }
 
 fn rlimit(limit: &oci_spec::runtime::PosixRlimit) -> Step {

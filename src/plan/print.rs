@@ -131,7 +131,7 @@ fn describe(step: &Step, plan: &Plan) -> String {
             format!("{name} {soft}:{hard}")
         }
         Action::NoNewPrivs => "no_new_privs".into(),
-        Action::Seccomp => match &plan.seccomp {
+        Action::Seccomp | Action::SeccompWithoutFlags => match &plan.seccomp {
             Some(program) => format!(
                 "seccomp filter, {} instructions",
                 program.instructions.len()

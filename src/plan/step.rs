@@ -214,6 +214,8 @@ pub enum Action {
     NoNewPrivs,
     /// The system call filter.
     Seccomp,
+    /// The same without the flags that an older kernel lacks: LOG and SPEC_ALLOW.
+    SeccompWithoutFlags,
     /// User, groups and capabilities.
     Identity(Identity),
     /// The working directory, checked to be inside the root.

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use oci_spec::runtime::{
     LinuxSeccomp, LinuxSeccompAction as Action, LinuxSeccompArg, LinuxSeccompFilterFlag as Flag,
-    LinuxSyscall,
+    LinuxSeccompOperator as Op, LinuxSyscall,
 };
 
 use super::abi::{self, Abi, Width};
@@ -24,6 +24,9 @@ pub(super) struct Checked {
     pub(super) filter: Filter,
     pub(super) flags: u32,
     pub(super) unknown: Vec<String>,
+    /// For each row what x86 multiplexes that call through: a row, and the first argument there.
+    /// Empty without x86.
+    through: Vec<Option<(usize, u32)>>,
 }
 
 /// Checks a profile and resolves its names.
@@ -59,7 +62,12 @@ pub(super) fn check(spec: &LinuxSeccomp, native: Abi) -> Result<Checked> {
         wide: rules::slots(),
         narrow: rules::slots(),
     };
+    let through = match filter.has(Abi::X86) {
+        true => abi::multiplexed(),
+        false => Vec::new(),
+    };
     let mut checked = Checked {
+        through,
         filter,
         flags,
         unknown: Vec::new(),
@@ -191,6 +199,7 @@ impl Checked {
             );
             return Err(wrong(&field(&format!("args[{bad}].index")), detail));
         }
+        let rules = [Width::Wide, Width::Narrow].map(|width| (width, alternatives(args, width)));
         for (position, name) in call.names().iter().enumerate() {
             let field = || format!("syscalls[{index}].names[{position}]");
             if name.is_empty() {
@@ -207,62 +216,57 @@ impl Checked {
                 }
                 continue;
             };
-            self.count(row, name);
+            let through = self.through.get(row).copied().flatten();
+            self.count(row);
+            if let Some((row, _)) = through {
+                self.count(row);
+            }
             if action == self.filter.default {
                 continue;
             }
-            for width in [Width::Wide, Width::Narrow] {
-                self.put(width, row, name, args, action, index).map_err(
-                    |Contradiction(other)| {
+            for (width, alternatives) in &rules {
+                self.put(*width, row, alternatives, (action, index))
+                    .map_err(|Contradiction(other)| {
                         let detail = format!(
                             "the rule for {name} contradicts that of syscalls[{other}]: the same \
-                         conditions, or only some of them, and another action"
+                             conditions, or only some of them, and another action"
                         );
                         wrong(&field(), detail).remedy("remove one of them")
-                    },
-                )?;
+                    })?;
+                if let (Some(through), Width::Narrow) = (through, width) {
+                    self.put_derived(through, alternatives, (action, index));
+                }
             }
         }
         Ok(())
     }
 
     /// Remembers the greatest number of each interface.
-    fn count(&mut self, row: usize, name: &str) {
+    fn count(&mut self, row: usize) {
         for Interface { abi, greatest } in &mut self.filter.interfaces {
-            let through = (*abi == Abi::X86).then(|| abi::multiplexer(name)).flatten();
-            let through = through.and_then(|(through, _)| abi::row(through));
-            for row in [Some(row), through].into_iter().flatten() {
-                // runc takes 0 as "nothing found".
-                let number = abi.number(row).filter(|number| *number != 0);
-                *greatest = number.max(*greatest);
-            }
+            // runc takes 0 as "nothing found".
+            let number = abi.number(row).filter(|number| *number != 0);
+            *greatest = number.max(*greatest);
         }
     }
 
-    /// Puts the rule for one name into the slots of one width, if an interface of it needs it.
+    /// Puts the rules for one name into the slots of one width, if an interface of it needs them.
+    /// The last parameter is the action and the index in `syscalls`.
     fn put(
         &mut self,
         width: Width,
         row: usize,
-        name: &str,
-        args: &[LinuxSeccompArg],
-        action: u32,
-        origin: usize,
+        alternatives: &[Vec<Condition>],
+        (action, origin): (u32, usize),
     ) -> std::result::Result<(), Contradiction> {
-        let Filter {
-            interfaces,
-            wide,
-            narrow,
-            ..
-        } = &mut self.filter;
-        let slots = if width == Width::Wide { wide } else { narrow };
-        let mut abis = interfaces
-            .iter()
-            .map(|interface| interface.abi)
-            .filter(|abi| abi.width() == width);
-        if abis.clone().any(|abi| abi.number(row).is_some()) {
-            for conditions in alternatives(args, width) {
-                slots[row].add(
+        let needs = |interface: &Interface| {
+            interface.abi.width() == width && interface.abi.number(row).is_some()
+        };
+        if self.filter.interfaces.iter().any(needs) {
+            let slot = &mut self.filter.slots(width)[row];
+            for conditions in alternatives {
+                let conditions = conditions.clone();
+                slot.add(
                     Rule {
                         conditions,
                         action,
@@ -272,20 +276,25 @@ impl Checked {
                 )?;
             }
         }
-        if !abis.any(|abi| abi == Abi::X86) {
-            return Ok(());
-        }
-        let Some((through, value)) = abi::multiplexer(name) else {
-            return Ok(());
-        };
-        let Some(row) = abi::row(through) else {
-            return Ok(());
-        };
-        for mut conditions in alternatives(args, width) {
-            let first = Condition::new(0, Default::default(), u64::from(value), 0, width);
-            conditions.retain(|condition| condition.arg != 0);
-            conditions.splice(0..0, first);
-            slots[row].add_derived(
+        Ok(())
+    }
+
+    /// Puts what the rules for one name say about the multiplexer that x86 has for it.
+    fn put_derived(
+        &mut self,
+        (row, value): (usize, u32),
+        alternatives: &[Vec<Condition>],
+        (action, origin): (u32, usize),
+    ) {
+        let width = Width::Narrow;
+        for conditions in alternatives {
+            let first = Condition::new(0, Op::ScmpCmpEq, u64::from(value), 0, width);
+            let rest = conditions
+                .iter()
+                .copied()
+                .filter(|condition| condition.arg != 0);
+            let conditions = first.into_iter().chain(rest).collect();
+            self.filter.slots(width)[row].add_derived(
                 Rule {
                     conditions,
                     action,
@@ -294,7 +303,6 @@ impl Checked {
                 width,
             );
         }
-        Ok(())
     }
 }
 

@@ -42,8 +42,16 @@ pub(super) struct Interface {
 }
 
 impl Filter {
+    /// The rules for interfaces of one width.
+    pub(super) fn slots(&mut self, width: Width) -> &mut [Slot] {
+        match width {
+            Width::Wide => &mut self.wide,
+            Width::Narrow => &mut self.narrow,
+        }
+    }
+
     /// Whether calls of `abi` are decided by the rules at all.
-    fn has(&self, abi: Abi) -> bool {
+    pub(super) fn has(&self, abi: Abi) -> bool {
         self.interfaces.iter().any(|interface| interface.abi == abi)
     }
 

@@ -21,15 +21,12 @@ pub fn loopback_up() -> nix::Result<()> {
         *to = *from as libc::c_char;
     }
     // SAFETY: the ioctl reads the name and writes the flags of an ifreq that lives here.
-    super::checked(
-        unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) }.into(),
-    )?;
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) };
+    super::checked(result.into())?;
     // SAFETY: SIOCGIFFLAGS has filled this member of the union.
     let flags = unsafe { request.ifr_ifru.ifru_flags };
     request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as libc::c_short;
     // SAFETY: the ioctl reads the ifreq.
-    super::checked(
-        unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }.into(),
-    )
-    .map(drop)
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    super::checked(result.into()).map(drop)
 }

@@ -151,6 +151,14 @@ pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: RawFd) -> nix::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
+/// Lets what `command` starts be killed when this process ends (PR_SET_PDEATHSIG).
+pub fn die_with_parent(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: the closure makes one system call, allocates nothing and touches no lock, so it may run
+    // between fork and exec.
+    unsafe { command.pre_exec(|| parent_death_signal(libc::SIGKILL).map_err(Into::into)) };
+}
+
 /// Reaps one child that has ended (waitpid(2)), without waiting: its pid, and its exit code or
 /// 128 + n for signal n, real-time signals included.
 ///
@@ -224,9 +232,8 @@ pub fn get_rlimit(resource: u32) -> nix::Result<(u64, u64)> {
         rlim_max: 0,
     };
     // SAFETY: nothing to set, a valid rlimit to write.
-    super::checked(
-        unsafe { libc::prlimit(0, resource as _, std::ptr::null(), &raw mut old) }.into(),
-    )?;
+    let result = unsafe { libc::prlimit(0, resource as _, std::ptr::null(), &raw mut old) };
+    super::checked(result.into())?;
     Ok((old.rlim_cur, old.rlim_max))
 }
 

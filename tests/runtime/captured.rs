@@ -36,14 +36,11 @@ fn adapt(config: &mut Value, id: &str) -> Vec<String> {
         keep
     });
     // A profile that must be loaded into a kernel with AppArmor.
-    if !Path::new("/sys/kernel/security/apparmor").exists() {
-        if let Some(profile) = config["process"]
-            .as_object_mut()
-            .unwrap()
-            .remove("apparmorProfile")
-        {
-            taken.push(format!("AppArmor profile {profile}"));
-        }
+    let process = config["process"].as_object_mut().unwrap();
+    if !Path::new("/sys/kernel/security/apparmor").exists()
+        && let Some(profile) = process.remove("apparmorProfile")
+    {
+        taken.push(format!("AppArmor profile {profile}"));
     }
     // slice:prefix:name is for systemd, with the flag --systemd-cgroup. A plain path instead.
     if let Some(path) = config["linux"]["cgroupsPath"].as_str() {

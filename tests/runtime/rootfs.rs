@@ -170,7 +170,7 @@ fn sysctl_of_the_host_is_refused() {
                 .unwrap()
                 .retain(|mount| mount["type"] != "mqueue");
         }
-        bundle.set(&"/linux/sysctl".to_string(), json!({ name: "1" }));
+        bundle.set("/linux/sysctl", json!({ name: "1" }));
         let out = bundle.run().code(1);
         assert!(out.stderr.contains("sysctl"), "{name}: {out:#?}");
         bundle.assert_gone();

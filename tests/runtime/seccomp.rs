@@ -127,11 +127,14 @@ fn trace_without_tracer_and_log() {
     assert_eq!(seen, ["38", "0"]);
 }
 
+/// An operator, its values, and arguments with whether they hit.
+type Operator<'a> = (&'a str, Value, &'a [(u64, bool)]);
+
 /// Every operator, on both sides of its border and with the upper half of the word.
 #[test]
 fn operators() {
     const BIG: u64 = 0x1_0000_0005;
-    let table: &[(&str, Value, &[(u64, bool)])] = &[
+    let table: &[Operator] = &[
         (
             "SCMP_CMP_EQ",
             json!({"value": 5}),

@@ -316,19 +316,29 @@ impl Bundle {
             );
         }
         for cgroup in cgroups_named(&self.id) {
-            for _ in 0..100 {
-                // rmdir says EBUSY until the killed processes are gone.
-                if fs::remove_dir(&cgroup).is_ok() || !cgroup.exists() {
-                    break;
-                }
-                std::thread::sleep(std::time::Duration::from_millis(10));
-            }
+            remove_cgroup(&cgroup);
         }
         let mut points = super::leaks::mounts_below(&self.dir);
         points.reverse();
         for point in points {
             let _ = nix::mount::umount2(point.as_str(), nix::mount::MntFlags::MNT_DETACH);
         }
+    }
+}
+
+/// Removes a cgroup and those below it, whose names may be anything.
+fn remove_cgroup(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            remove_cgroup(&entry.path());
+        }
+    }
+    for _ in 0..100 {
+        // rmdir says EBUSY until the killed processes are gone.
+        if fs::remove_dir(dir).is_ok() || !dir.exists() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
     }
 }
 
@@ -340,8 +350,12 @@ impl Drop for Bundle {
             .flatten();
         for entry in states {
             let id = entry.file_name().to_string_lossy().into_owned();
-            let mut command = self.command(&["delete", "--force", &id]);
-            let _ = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+            let mut delete = self.spawn(&["delete", "--force", &id]);
+            let start = std::time::Instant::now();
+            // No panic here for a hang: what is left is told below.
+            while delete.alive() && start.elapsed().as_secs() < 20 {
+                std::thread::sleep(std::time::Duration::from_millis(2));
+            }
         }
         let left = self.left_behind();
         self.sweep();
