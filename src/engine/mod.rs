@@ -18,6 +18,7 @@ mod identity;
 mod lifecycle;
 mod make;
 mod mounts;
+mod mounts_old;
 mod proc;
 mod root;
 

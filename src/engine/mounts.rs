@@ -6,13 +6,15 @@
 //! same on /proc/self/fd/N.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::stat::fstat;
 
+use super::mounts_old as old;
+use super::mounts_old::fd_path;
 use super::proc::PROC_MAGIC;
 use super::root::{Make, Root};
 use crate::error::{Error, Result};
@@ -40,7 +42,7 @@ pub fn mount(root: &Root, mount: &Mount, opened: Option<OwnedFd>) -> Result<()> 
     }
 }
 
-fn failed(mount: &Mount, what: &str, errno: Errno) -> Error {
+pub(super) fn failed(mount: &Mount, what: &str, errno: Errno) -> Error {
     Error::os(format!("{}: {what} on", mount.field), &mount.target, errno)
 }
 
@@ -73,7 +75,11 @@ fn fresh_target(root: &Root, mount: &Mount, fstype: &str) -> Result<OwnedFd> {
 
 /// The planner has refused mounts over /proc by their names; this refuses those that get there by a
 /// link of the image, and anything but a procfs over /proc itself.
-fn check_over_proc(mount: &Mount, target: &OwnedFd, source: Option<BorrowedFd<'_>>) -> Result<()> {
+pub(super) fn check_over_proc(
+    mount: &Mount,
+    target: &OwnedFd,
+    source: Option<BorrowedFd<'_>>,
+) -> Result<()> {
     let on_proc = |fd: BorrowedFd<'_>| {
         fs_magic(fd)
             .map(|magic| magic == PROC_MAGIC)
@@ -112,42 +118,54 @@ fn fresh(
 ) -> Result<()> {
     let target = fresh_target(root, mount, fstype)?;
     let what = format!("mount {fstype}");
-    let made = match new_filesystem(fstype, source, data, mount.set) {
-        Ok(made) => made,
-        Err((Errno::ENOSYS, _)) => {
-            return old_fresh(&target, mount, fstype, source, data)
-                .map_err(|errno| failed(mount, &what, errno))
-                .and_then(|()| reopen_and_propagate(root, mount));
+    let made = new_filesystem(fstype, source, data, mount.set).and_then(|made| {
+        match move_mount(made.as_fd(), target.as_fd()) {
+            Ok(()) => Ok(made),
+            Err(errno) => Err((errno, None)),
         }
+    });
+    match made {
+        Ok(made) => spread(root, mount, made.as_fd()),
+        Err((errno, _)) if denied(errno) => old::fresh(&target, mount, fstype, source, data)
+            .map_err(|errno| failed(mount, &what, errno))
+            .and_then(|()| old::propagate(root, mount)),
         Err((errno, message)) => {
             let error = failed(mount, &what, errno);
-            return Err(match message {
+            Err(match message {
                 Some(message) => error.remedy(format!("the kernel says: {message}")),
                 None => error,
-            });
+            })
         }
-    };
-    move_mount(made.as_fd(), target.as_fd()).map_err(|errno| failed(mount, &what, errno))?;
-    propagate(made.as_fd(), mount).map_err(|errno| failed(mount, "set the propagation", errno))
+    }
+}
+
+/// Whether an errno may mean that the call itself is not to be had: a kernel before it, or a filter.
+/// mount(2) then tells whether it is really the mount that is refused.
+fn denied(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOSYS | Errno::EPERM)
+}
+
+/// Sets the propagation of a mount that was made through `made`.
+fn spread(root: &Root, mount: &Mount, made: BorrowedFd<'_>) -> Result<()> {
+    match propagate(made, mount) {
+        Err(errno) if denied(errno) => old::propagate(root, mount),
+        other => other.map_err(|errno| failed(mount, "set the propagation", errno)),
+    }
 }
 
 /// A detached mount of a new file system; the kernel's own words with the errno when it fails.
 ///
 /// # Errors
-/// ENOSYS when the mount API is not there or is denied: the caller falls back to mount(2).
+/// The errno of the call that failed; ENOSYS or EPERM may mean that the mount API is not to be had, and
+/// callers fall back to mount(2).
 pub fn new_filesystem(
     fstype: &str,
     source: &str,
     data: &[(String, Option<String>)],
     set: u64,
 ) -> std::result::Result<OwnedFd, (Errno, Option<String>)> {
-    let plain = |errno| (errno, None);
     let text = |s: &str| CString::new(s).map_err(|_| (Errno::EINVAL, None));
-    let context = fsopen(&text(fstype)?).map_err(|errno| match errno {
-        // A filter that hides the call says EPERM; mount(2) will tell whether it is really that.
-        Errno::EPERM => plain(Errno::ENOSYS),
-        errno => plain(errno),
-    })?;
+    let context = fsopen(&text(fstype)?).map_err(|errno| (errno, None))?;
     let told = |errno| (errno, fs_message(context.as_fd()));
     if !source.is_empty() {
         fsconfig_set(context.as_fd(), c"source", Some(&text(source)?)).map_err(told)?;
@@ -163,53 +181,6 @@ pub fn new_filesystem(
     }
     fsconfig_create(context.as_fd()).map_err(told)?;
     fsmount(context.as_fd(), set).map_err(told)
-}
-
-fn old_fresh(
-    target: &OwnedFd,
-    mount: &Mount,
-    fstype: &str,
-    source: &str,
-    data: &[(String, Option<String>)],
-) -> nix::Result<()> {
-    let joined: Vec<String> = data
-        .iter()
-        .map(|(key, value)| match value {
-            Some(value) => format!("{key}={value}"),
-            None => key.clone(),
-        })
-        .collect();
-    let path = fd_path(target.as_fd());
-    let flags = old_flags(mount.set);
-    nix::mount::mount(
-        Some(source),
-        path.as_str(),
-        Some(fstype),
-        flags,
-        Some(joined.join(",").as_str()),
-    )
-}
-
-/// The flags of mount(2) for MOUNT_ATTR_* bits.
-fn old_flags(set: u64) -> MsFlags {
-    const TABLE: [(u64, MsFlags); 8] = [
-        (attr::RDONLY, MsFlags::MS_RDONLY),
-        (attr::NOSUID, MsFlags::MS_NOSUID),
-        (attr::NODEV, MsFlags::MS_NODEV),
-        (attr::NOEXEC, MsFlags::MS_NOEXEC),
-        (attr::NOATIME, MsFlags::MS_NOATIME),
-        (attr::STRICTATIME, MsFlags::MS_STRICTATIME),
-        (attr::NODIRATIME, MsFlags::MS_NODIRATIME),
-        (attr::NOSYMFOLLOW, MsFlags::from_bits_retain(256)),
-    ];
-    TABLE
-        .iter()
-        .filter(|(bit, _)| set & bit != 0)
-        .fold(MsFlags::empty(), |all, (_, f)| all | *f)
-}
-
-fn fd_path(fd: BorrowedFd<'_>) -> String {
-    format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
 /// A detached copy of the tree at `source`, a path of the host.
@@ -234,20 +205,26 @@ fn bind(
         Some(tree) => tree,
         None => match open_source(source, recursive) {
             Ok(tree) => tree,
-            Err(Errno::ENOSYS | Errno::EPERM) => return old_bind(root, mount, source, recursive),
+            Err(errno) if denied(errno) => return old::bind(root, mount, source, recursive),
             Err(errno) => return Err(failed(mount, &what, errno)),
         },
     };
     let target = bind_target(root, mount, tree.as_fd())?;
     check_over_proc(mount, &target, Some(tree.as_fd()))?;
-    set_attributes(tree.as_fd(), mount)
-        .map_err(|errno| failed(mount, "set the flags of the mount", errno))?;
-    move_mount(tree.as_fd(), target.as_fd()).map_err(|errno| failed(mount, &what, errno))?;
-    propagate(tree.as_fd(), mount).map_err(|errno| failed(mount, "set the propagation", errno))
+    let moved = set_attributes(tree.as_fd(), mount)
+        .map_err(|errno| (errno, "set the flags of the mount"))
+        .and_then(|()| {
+            move_mount(tree.as_fd(), target.as_fd()).map_err(|errno| (errno, what.as_str()))
+        });
+    match moved {
+        Ok(()) => spread(root, mount, tree.as_fd()),
+        Err((errno, _)) if denied(errno) => old::bind(root, mount, source, recursive),
+        Err((errno, what)) => Err(failed(mount, what, errno)),
+    }
 }
 
 /// The target of a bind mount, made as a directory or file like the source where it is missing.
-fn bind_target(root: &Root, mount: &Mount, source: BorrowedFd<'_>) -> Result<OwnedFd> {
+pub(super) fn bind_target(root: &Root, mount: &Mount, source: BorrowedFd<'_>) -> Result<OwnedFd> {
     let is_dir =
         |fd: BorrowedFd<'_>| fstat(fd).map(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR);
     let directory = is_dir(source).map_err(|errno| failed(mount, "look at the source", errno))?;
@@ -260,7 +237,7 @@ fn bind_target(root: &Root, mount: &Mount, source: BorrowedFd<'_>) -> Result<Own
         .map_err(|errno| failed(mount, "make the mount point", errno))
 }
 
-fn set_attributes(tree: BorrowedFd<'_>, mount: &Mount) -> nix::Result<()> {
+pub(super) fn set_attributes(tree: BorrowedFd<'_>, mount: &Mount) -> nix::Result<()> {
     if mount.recursive_set | mount.recursive_clear != 0 {
         mount_setattr(tree, true, mount.recursive_set, mount.recursive_clear, 0)?;
     }
@@ -270,66 +247,11 @@ fn set_attributes(tree: BorrowedFd<'_>, mount: &Mount) -> nix::Result<()> {
     Ok(())
 }
 
-fn propagate(tree: BorrowedFd<'_>, mount: &Mount) -> nix::Result<()> {
+pub(super) fn propagate(tree: BorrowedFd<'_>, mount: &Mount) -> nix::Result<()> {
     for &flags in &mount.propagation {
         mount_setattr(tree, flags & MS_REC != 0, 0, 0, flags & !MS_REC)?;
     }
     Ok(())
-}
-
-fn old_bind(root: &Root, mount: &Mount, source: &Path, recursive: bool) -> Result<()> {
-    let what = format!("bind mount {}", source.display());
-    let fail = |errno| failed(mount, &what, errno);
-    let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
-    let from = nix::fcntl::open(source, flags, nix::sys::stat::Mode::empty()).map_err(fail)?;
-    let target = bind_target(root, mount, from.as_fd())?;
-    check_over_proc(mount, &target, Some(from.as_fd()))?;
-    let mut flags = MsFlags::MS_BIND;
-    flags.set(MsFlags::MS_REC, recursive);
-    let none: Option<&str> = None;
-    let (from_path, to_path) = (fd_path(from.as_fd()), fd_path(target.as_fd()));
-    nix::mount::mount(
-        Some(from_path.as_str()),
-        to_path.as_str(),
-        none,
-        flags,
-        none,
-    )
-    .map_err(fail)?;
-    let made = root.open(&mount.target).map_err(fail)?;
-    match set_attributes(made.as_fd(), mount) {
-        Err(Errno::ENOSYS | Errno::EPERM) if mount.recursive_set | mount.recursive_clear == 0 => {
-            // A remount sets all flags anew, so those that the source has are repeated.
-            let stat = nix::sys::statvfs::fstatvfs(&made).map_err(fail)?;
-            let kept = MsFlags::from_bits_truncate(stat.flags().bits() & 0xf);
-            let flags = (kept & !old_flags(mount.clear)) | old_flags(mount.set);
-            let flags = flags | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
-            nix::mount::mount(none, fd_path(made.as_fd()).as_str(), none, flags, none)
-                .map_err(fail)?;
-        }
-        other => other.map_err(|errno| failed(mount, "set the flags of the mount", errno))?,
-    }
-    reopen_and_propagate(root, mount)
-}
-
-fn reopen_and_propagate(root: &Root, mount: &Mount) -> Result<()> {
-    let fail = |errno| failed(mount, "set the propagation", errno);
-    if mount.propagation.is_empty() {
-        return Ok(());
-    }
-    let made = root.open(&mount.target).map_err(fail)?;
-    let none: Option<&str> = None;
-    match propagate(made.as_fd(), mount) {
-        Err(Errno::ENOSYS | Errno::EPERM) => {
-            for &flags in &mount.propagation {
-                let flags = MsFlags::from_bits_retain(flags);
-                nix::mount::mount(none, fd_path(made.as_fd()).as_str(), none, flags, none)
-                    .map_err(fail)?;
-            }
-            Ok(())
-        }
-        other => other.map_err(fail),
-    }
 }
 
 /// Sets the propagation of all mounts of this namespace, from `/` on: MS_* flags, usually with
@@ -356,16 +278,10 @@ pub fn open_root(path: &Path, opened: Option<OwnedFd>, shared: bool) -> Result<R
         private_parent(path).map_err(fail)?;
     }
     let place = super::root::open_dir(path)?;
-    let tree = match opened {
-        Some(tree) => Ok(tree),
-        None => open_source(path, true),
-    };
-    match tree {
-        Ok(tree) => {
-            move_mount(tree.as_fd(), place.as_fd()).map_err(fail)?;
-            Ok(Root::new(tree))
-        }
-        Err(Errno::ENOSYS | Errno::EPERM) => {
+    let tree = opened.map_or_else(|| open_source(path, true), Ok);
+    match tree.and_then(|tree| move_mount(tree.as_fd(), place.as_fd()).map(|()| tree)) {
+        Ok(tree) => Ok(Root::new(tree)),
+        Err(errno) if denied(errno) => {
             let none: Option<&str> = None;
             let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
             nix::mount::mount(Some(path), path, none, flags, none).map_err(fail)?;
@@ -488,20 +404,20 @@ impl Masks {
         let set = attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC;
         let data = [("size", "4k"), ("nr_inodes", "1"), ("mode", "755")]
             .map(|(key, value)| (key.to_string(), Some(value.to_string())));
-        match new_filesystem("tmpfs", "tmpfs", &data, set) {
+        let made = new_filesystem("tmpfs", "tmpfs", &data, set).map_err(|(errno, _)| errno);
+        match made.and_then(|made| move_mount(made.as_fd(), target.as_fd()).map(|()| made)) {
             Ok(made) => {
-                move_mount(made.as_fd(), target.as_fd())?;
                 self.empty = Some(made);
                 Ok(())
             }
-            Err((Errno::ENOSYS, _)) => nix::mount::mount(
+            Err(errno) if denied(errno) => nix::mount::mount(
                 Some("tmpfs"),
                 fd_path(target.as_fd()).as_str(),
                 Some("tmpfs"),
-                old_flags(set),
+                old::flags_of(set),
                 Some("size=4k,nr_inodes=1,mode=755"),
             ),
-            Err((errno, _)) => Err(errno),
+            Err(errno) => Err(errno),
         }
     }
 }
@@ -516,31 +432,15 @@ pub fn readonly_path(root: &Root, path: &str) -> Result<()> {
         Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
         other => other.map_err(fail)?,
     };
-    match open_tree_clone(target.as_fd(), c"", true) {
-        Ok(tree) => {
-            mount_setattr(tree.as_fd(), true, attr::RDONLY, 0, 0).map_err(fail)?;
-            move_mount(tree.as_fd(), target.as_fd()).map_err(fail)
-        }
-        Err(Errno::ENOSYS | Errno::EPERM) => old_readonly_path(root, path, &target).map_err(fail),
-        Err(errno) => Err(fail(errno)),
+    let made = open_tree_clone(target.as_fd(), c"", true).and_then(|tree| {
+        mount_setattr(tree.as_fd(), true, attr::RDONLY, 0, 0)?;
+        move_mount(tree.as_fd(), target.as_fd())
+    });
+    match made {
+        Err(errno) if denied(errno) => old::readonly_path(root, path, &target),
+        other => other,
     }
-}
-
-fn old_readonly_path(root: &Root, path: &str, target: &OwnedFd) -> nix::Result<()> {
-    let none: Option<&str> = None;
-    let place = fd_path(target.as_fd());
-    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
-    nix::mount::mount(Some(place.as_str()), place.as_str(), none, flags, none)?;
-    let made = root.open(path)?;
-    remount_readonly(&made)
-}
-
-fn remount_readonly(mount: &OwnedFd) -> nix::Result<()> {
-    let none: Option<&str> = None;
-    let stat = nix::sys::statvfs::fstatvfs(mount)?;
-    let kept = MsFlags::from_bits_truncate(stat.flags().bits() & 0xf);
-    let flags = kept | MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-    nix::mount::mount(none, fd_path(mount.as_fd()).as_str(), none, flags, none)
+    .map_err(fail)
 }
 
 /// Makes the mount that `mount` is the top of read-only.
@@ -549,7 +449,7 @@ fn remount_readonly(mount: &OwnedFd) -> nix::Result<()> {
 /// Those of mount_setattr(2) and mount(2).
 pub fn make_readonly(mount: &OwnedFd) -> nix::Result<()> {
     match mount_setattr(mount, false, attr::RDONLY, 0, 0) {
-        Err(Errno::ENOSYS | Errno::EPERM) => remount_readonly(mount),
+        Err(errno) if denied(errno) => old::remount(mount, MsFlags::MS_RDONLY, MsFlags::empty()),
         other => other,
     }
 }

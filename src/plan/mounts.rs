@@ -253,7 +253,7 @@ fn devices(context: &Context<'_>) -> Vec<Step> {
 
 fn bound(device: &Device) -> Otherwise {
     Otherwise {
-        on: vec![libc::EPERM],
+        on: vec![libc::EPERM, libc::ENOSYS],
         action: Some(Action::BindDevice(device.clone())),
         feature: format!("the device node {}", device.path),
         fallback: "a bind mount of the host's node, with the host's owner and mode".into(),
