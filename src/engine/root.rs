@@ -2,7 +2,8 @@
 //!
 //! openat2(2) with RESOLVE_IN_ROOT treats the root's descriptor as `/`, so neither `..` nor a
 //! symbolic link that an image planted leads out of it. Where openat2 is not to be had (before Linux
-//! 5.6, or hidden by a filter) libpathrs walks the path with the same result.
+//! 5.6, or hidden by a filter) a walk by descriptors has the same result (docs/decisions/0006 says why
+//! that is not libpathrs).
 
 use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -70,31 +71,58 @@ impl Root {
         }
     }
 
+    /// What openat2 does with RESOLVE_IN_ROOT, in steps. Each step goes one name down from a
+    /// descriptor and follows nothing; `..` goes back to the descriptor that the walk came from, and
+    /// not to where the kernel says that the parent is now: so the walk never leaves the root, whatever
+    /// is renamed meanwhile. The text of a link is walked like the rest of the path, also that of a
+    /// magic link, which is thereby not followed.
     fn open_by_walk(&self, path: &str, flags: i32, resolve: u64) -> nix::Result<OwnedFd> {
-        let errno = |e: pathrs::error::Error| match e.kind() {
-            pathrs::error::ErrorKind::OsError(Some(code)) => Errno::from_raw(code),
-            _ => Errno::ENOSYS,
-        };
-        let root = pathrs::Root::from_fd(self.fd.try_clone().map_err(|_| Errno::EMFILE)?);
-        if resolve & resolve::NO_SYMLINKS != 0 {
-            // The walk can only refuse a link in the last place; the places before it are asked for
-            // one by one.
-            let mut seen = String::new();
-            for part in path.split('/').filter(|part| !part.is_empty()) {
-                seen = format!("{seen}/{part}");
-                let handle = root.resolve_nofollow(&seen).map_err(errno)?;
-                let stat = fstat(&handle)?;
-                if stat.st_mode & libc::S_IFMT == libc::S_IFLNK {
+        const STEP: OFlag = OFlag::O_PATH
+            .union(OFlag::O_NOFOLLOW)
+            .union(OFlag::O_CLOEXEC);
+        let mut way: Vec<OwnedFd> = Vec::new();
+        let mut todo = parts(path);
+        let mut links = 0;
+        let mut last: Option<(usize, String)> = None;
+        while let Some(part) = todo.pop() {
+            if part == ".." {
+                way.pop();
+                last = None;
+                continue;
+            }
+            let here = way.last().map_or(self.fd(), AsFd::as_fd);
+            let next = openat(here, part.as_str(), STEP, Mode::empty())?;
+            if fstat(&next)?.st_mode & libc::S_IFMT == libc::S_IFLNK {
+                links += 1;
+                if links > MAX_LINKS || resolve & resolve::NO_SYMLINKS != 0 {
                     return Err(Errno::ELOOP);
+                }
+                let text = nix::fcntl::readlinkat(&next, "")?;
+                let text = text.into_string().map_err(|_| Errno::EILSEQ)?;
+                if text.starts_with('/') {
+                    way.clear();
+                }
+                todo.extend(parts(&text));
+                continue;
+            }
+            last = Some((way.len(), part));
+            way.push(next);
+        }
+        let flags = OFlag::from_bits_retain(flags) | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        match last {
+            // Opened anew by its name, for the flags that were asked for.
+            Some((depth, name)) if !flags.contains(OFlag::O_PATH) => {
+                let parent = depth.checked_sub(1).map_or(self.fd(), |at| way[at].as_fd());
+                openat(parent, name.as_str(), flags, Mode::empty())
+            }
+            _ => {
+                let end = way.last().map_or(self.fd(), AsFd::as_fd);
+                match flags.contains(OFlag::O_DIRECTORY) || !flags.contains(OFlag::O_PATH) {
+                    true => openat(end, ".", flags, Mode::empty()),
+                    false => end.try_clone_to_owned().map_err(|_| Errno::EMFILE),
                 }
             }
         }
-        let handle = root.resolve(path).map_err(errno)?;
-        if flags & libc::O_PATH != 0 {
-            return Ok(OwnedFd::from(handle));
-        }
-        let flags = pathrs::flags::OpenFlags::from_bits_retain((flags | libc::O_CLOEXEC) as u64);
-        handle.reopen(flags).map(OwnedFd::from).map_err(errno)
     }
 
     /// The same as [`Root::open`], and what is missing is made: directories (mode 0755), the last
@@ -282,12 +310,39 @@ mod tests {
         std::fs::create_dir_all(dir.join("rootfs/a/b")).unwrap();
         symlink("/a/b", dir.join("rootfs/link")).unwrap();
         let root = root(&dir);
-        for path in ["/a/b", "/link", "/link/../b", "/nothing"] {
+        symlink("a/../../..", dir.join("rootfs/up")).unwrap();
+        symlink("loop", dir.join("rootfs/loop")).unwrap();
+        std::fs::write(dir.join("rootfs/file"), "").unwrap();
+        let paths = [
+            "/a/b",
+            "/link",
+            "/link/../b",
+            "/nothing",
+            "/",
+            ".",
+            "..",
+            "/../a",
+            "/up",
+            "/up/a",
+            "/loop",
+            "/file",
+            "/file/x",
+            "/a/./b/",
+        ];
+        for path in paths {
             let by_kernel = root.open(path).map(|fd| fstat(&fd).unwrap().st_ino);
             let by_walk = root
                 .open_by_walk(path, libc::O_PATH, resolve::NO_MAGICLINKS)
                 .map(|fd| fstat(&fd).unwrap().st_ino);
             assert_eq!(by_kernel, by_walk, "{path}");
+            let flags = libc::O_RDONLY;
+            assert_eq!(
+                root.open_with(path, flags, resolve::NO_MAGICLINKS)
+                    .map(|fd| fstat(&fd).unwrap().st_ino),
+                root.open_by_walk(path, flags, resolve::NO_MAGICLINKS)
+                    .map(|fd| fstat(&fd).unwrap().st_ino),
+                "{path}, for reading"
+            );
         }
         assert_eq!(
             root.open_by_walk("/link", libc::O_PATH, NO_LINKS).err(),
