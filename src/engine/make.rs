@@ -145,8 +145,7 @@ impl Making<'_> {
 
         let (parent, inherited) = inherit(plan, dir, &mode, &cgroup)?;
         self.channel = Some(parent);
-        let (pid, pidfd) = self.birth(&cgroup, inherited)?;
-        self.child = Some((pid, pidfd));
+        let pid = self.birth(&cgroup, inherited)?;
         record.pid = Some(pid.as_raw());
         record.pid_start = start_time(pid.as_raw())?;
         dir.save(&record)?;
@@ -165,7 +164,7 @@ impl Making<'_> {
 
     /// Clones the child: into the v2 side of its cgroup where the kernel does that (it enters the v1
     /// side by itself), else beside it, to be moved there before it goes on.
-    fn birth(&mut self, cgroup: &Cgroup, mut inherited: Inherited) -> Result<(Pid, OwnedFd)> {
+    fn birth(&mut self, cgroup: &Cgroup, mut inherited: Inherited) -> Result<Pid> {
         let flags = self.plan.birth.clone_flags;
         let mut born = clone3(flags, cgroup.v2_fd());
         let into = cgroup.v2_fd().is_some();
@@ -195,10 +194,11 @@ impl Making<'_> {
             Ok(Born::Parent(pid, pidfd)) => {
                 self.waits = inherited.wait;
                 drop(inherited);
+                self.child = Some((pid, pidfd));
                 if moved {
                     cgroup.join(pid.as_raw())?;
                 }
-                Ok((pid, pidfd))
+                Ok(pid)
             }
             Err(errno) => Err(Error::os(
                 "clone into new namespaces:",

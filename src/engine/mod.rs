@@ -94,10 +94,14 @@ pub fn run(request: &Request) -> Result<i32> {
         return Ok(0);
     }
     let status = signals.wait_for(made.pid)?;
-    if !request.keep {
-        lifecycle::delete(&request.store, &request.id, true)?;
+    if request.keep {
+        return Ok(status);
     }
-    Ok(status)
+    match lifecycle::delete(&request.store, &request.id, true) {
+        // Somebody else was quicker.
+        Err(error) if error.kind() == Kind::NotFound => Ok(status),
+        other => other.map(|()| status),
+    }
 }
 
 /// Whether this process may make containers at all.
