@@ -376,7 +376,7 @@ fn proc_of_the_container_shows_no_file_of_the_host_to_write() {
 /// CVE-2025-31133: a /dev/null of the image that is a link makes a mask of something else.
 #[test]
 fn masks_do_not_take_the_images_dev_null() {
-    isorun_only!("runc before 1.3.3 masks with whatever /dev/null of the image is");
+    isorun_only!("runc 1.1 does not end on such an image");
     let mut bundle = Bundle::sh("cat /etc/secret; cat /tmp/target");
     bundle.config["mounts"]
         .as_array_mut()
@@ -490,7 +490,7 @@ fn sysctls_go_to_the_real_procfs_only() {
     let out = bundle.run();
     let text = fs::read_to_string(fake.join("ip_unprivileged_port_start")).unwrap();
     if !runtime().isorun {
-        skip!("runc before 1.4 writes sysctls to what it finds at /proc/sys");
+        skip!("runc 1.1 writes sysctls to what it finds at /proc/sys");
     }
     // Whether it is refused, or goes to the kernel by another way, is all the same.
     assert_eq!(text, "fake\n", "{out:#?}");
