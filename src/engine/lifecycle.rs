@@ -228,10 +228,15 @@ pub fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
     let dir = store.open(id)?;
     let record = match dir.record() {
         Ok(Some(record)) => record,
-        Ok(None) | Err(_) if force => match dir.origin() {
-            Some(origin) => origin,
-            None => return dir.remove(),
-        },
+        read if force => {
+            if let Err(error) = read {
+                log::warning(&format!("{error}; what the first record names is removed"));
+            }
+            match dir.origin() {
+                Some(origin) => origin,
+                None => return dir.remove(),
+            }
+        }
         Ok(None) => {
             return Err(
                 wrong_state(format!("container {id:?} was never made completely"))

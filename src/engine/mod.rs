@@ -10,6 +10,7 @@ pub mod seal;
 pub mod sync;
 
 mod cgroup_mount;
+mod copyup;
 mod devices;
 mod filter;
 mod foreground;

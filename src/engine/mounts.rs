@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::stat::fstat;
 
+use super::copyup;
 use super::mounts_old as old;
 use super::mounts_old::fd_path;
 use super::proc::PROC_MAGIC;
@@ -116,19 +117,59 @@ fn fresh(
     source: &str,
     data: &[(String, Option<String>)],
 ) -> Result<()> {
+    let here = || root.open(&mount.target).and_then(|fd| fstat(&fd)).ok();
+    // A tmpfs without a mode of its own has that of the directory it hides, as under runc.
+    let bare = fstype == "tmpfs" && !data.iter().any(|(key, _)| key == "mode");
+    let hidden = if bare { here() } else { None };
     let target = fresh_target(root, mount, fstype)?;
+    let mut data = data.to_vec();
+    if let Some(hidden) = hidden {
+        data.push((
+            "mode".into(),
+            Some(format!("{:o}", hidden.st_mode & 0o7777)),
+        ));
+    }
+    if !mount.copyup {
+        return place(root, mount, &target, (fstype, source, &data), mount.set).map(drop);
+    }
+    let fail = |errno| {
+        failed(
+            mount,
+            "copy the contents of the directory to the tmpfs",
+            errno,
+        )
+    };
+    let from = copyup::open(target.as_fd()).map_err(fail)?;
+    let set = mount.set & !attr::RDONLY;
+    let made = place(root, mount, &target, (fstype, source, &data), set)?;
+    copyup::copy(from, copyup::open(made.as_fd()).map_err(fail)?).map_err(fail)?;
+    if mount.set & attr::RDONLY != 0 {
+        make_readonly(&made).map_err(fail)?;
+    }
+    Ok(())
+}
+
+/// Puts a new file system (type, source, parameters) on `target`: the top of the mount.
+fn place(
+    root: &Root,
+    mount: &Mount,
+    target: &OwnedFd,
+    (fstype, source, data): (&str, &str, &[(String, Option<String>)]),
+    set: u64,
+) -> Result<OwnedFd> {
     let what = format!("mount {fstype}");
-    let made = new_filesystem(fstype, source, data, mount.set).and_then(|made| {
+    let made = new_filesystem(fstype, source, data, set).and_then(|made| {
         match move_mount(made.as_fd(), target.as_fd()) {
             Ok(()) => Ok(made),
             Err(errno) => Err((errno, None)),
         }
     });
     match made {
-        Ok(made) => spread(root, mount, made.as_fd()),
-        Err((errno, _)) if denied(errno) => old::fresh(&target, mount, fstype, source, data)
+        Ok(made) => spread(root, mount, made.as_fd()).map(|()| made),
+        Err((errno, _)) if denied(errno) => old::fresh(target, set, fstype, source, data)
+            .and_then(|()| root.open(&mount.target))
             .map_err(|errno| failed(mount, &what, errno))
-            .and_then(|()| old::propagate(root, mount)),
+            .and_then(|made| old::propagate(root, mount).map(|()| made)),
         Err((errno, message)) => {
             let error = failed(mount, &what, errno);
             Err(match message {

@@ -58,12 +58,12 @@ pub fn flags_of(set: u64) -> MsFlags {
 /// Those of mount(2).
 pub fn fresh(
     target: &OwnedFd,
-    mount: &Mount,
+    set: u64,
     fstype: &str,
     source: &str,
     data: &[(String, Option<String>)],
 ) -> nix::Result<()> {
-    let mut flags = flags_of(mount.set);
+    let mut flags = flags_of(set);
     let mut parameters = Vec::new();
     for (key, value) in data {
         match (value, SUPERBLOCK.iter().find(|(name, _)| name == key)) {

@@ -134,6 +134,7 @@ fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
         clear: options.clear,
         recursive_set: options.recursive_set,
         recursive_clear: options.recursive_clear,
+        copyup: options.tmpcopyup && fstype == "tmpfs",
         propagation: options.propagation.iter().map(|p| p.ms_flags()).collect(),
     };
     if fstype == "cgroup" && !options.bind {

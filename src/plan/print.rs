@@ -202,7 +202,8 @@ fn flags(mount: &Mount) -> String {
         .filter(|(bit, _)| mount.recursive_set & bit != 0);
     let deep = deep.map(|(_, name)| format!("r{name}"));
     let spread = mount.propagation.iter().map(|flags| propagation(*flags));
-    let all: Vec<String> = own.chain(deep).chain(spread).collect();
+    let copyup = mount.copyup.then(|| "tmpcopyup".to_string());
+    let all: Vec<String> = own.chain(deep).chain(spread).chain(copyup).collect();
     if all.is_empty() {
         String::new()
     } else {

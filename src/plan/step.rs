@@ -279,6 +279,9 @@ pub struct Mount {
     /// MOUNT_ATTR_* to clear on the whole tree.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub recursive_clear: u64,
+    /// A tmpfs that starts with the contents of the directory that it hides.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub copyup: bool,
     /// MS_* propagation flags, each applied in turn.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub propagation: Vec<u64>,

@@ -225,8 +225,7 @@ const OPTIONS: [(&str, Meaning); 62] = {
 
 /// The option names with a meaning, sorted; with `all` false only those that isorun acts on today.
 pub fn option_names(all: bool) -> impl Iterator<Item = &'static str> {
-    let acted_on =
-        move |meaning: &Meaning| all || !matches!(meaning, Meaning::Copyup | Meaning::Map(_));
+    let acted_on = move |meaning: &Meaning| all || !matches!(meaning, Meaning::Map(_));
     OPTIONS
         .iter()
         .filter(move |(_, meaning)| acted_on(meaning))

@@ -263,9 +263,6 @@ fn mount_options(
         };
         return Err(refuse(name));
     }
-    if options.tmpcopyup {
-        return Err(refuse("tmpcopyup"));
-    }
     let typ = mount.typ().as_deref().unwrap_or_default();
     if options.bind {
         if mount
