@@ -112,23 +112,36 @@ fn fresh(
 ) -> Result<()> {
     let target = fresh_target(root, mount, fstype)?;
     let what = format!("mount {fstype}");
-    let made = match new_filesystem(fstype, source, data, mount.set) {
-        Ok(made) => made,
-        Err((Errno::ENOSYS, _)) => {
-            return old_fresh(&target, mount, fstype, source, data)
-                .map_err(|errno| failed(mount, &what, errno))
-                .and_then(|()| reopen_and_propagate(root, mount));
-        }
+    let made = new_filesystem(fstype, source, data, mount.set).and_then(|made| {
+        move_mount(made.as_fd(), target.as_fd()).map_err(|errno| (errno, None))?;
+        Ok(made)
+    });
+    match made {
+        Ok(made) if mount.propagation.is_empty() => drop(made),
+        Ok(made) => match propagate(made.as_fd(), mount) {
+            Err(errno) if is_denied(errno) => return reopen_and_propagate(root, mount),
+            other => {
+                return other.map_err(|errno| failed(mount, "set the propagation", errno));
+            }
+        },
         Err((errno, message)) => {
+            // A filter may hide any of the calls: mount(2) tells whether it is really that.
+            if is_denied(errno) && old_fresh(&target, mount, fstype, source, data).is_ok() {
+                return reopen_and_propagate(root, mount);
+            }
             let error = failed(mount, &what, errno);
             return Err(match message {
                 Some(message) => error.remedy(format!("the kernel says: {message}")),
                 None => error,
             });
         }
-    };
-    move_mount(made.as_fd(), target.as_fd()).map_err(|errno| failed(mount, &what, errno))?;
-    propagate(made.as_fd(), mount).map_err(|errno| failed(mount, "set the propagation", errno))
+    }
+    Ok(())
+}
+
+/// What a kernel without a call says, or a filter that hides it: an older call may do the same.
+fn is_denied(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOSYS | Errno::EPERM)
 }
 
 /// A detached mount of a new file system; the kernel's own words with the errno when it fails.
@@ -240,10 +253,21 @@ fn bind(
     };
     let target = bind_target(root, mount, tree.as_fd())?;
     check_over_proc(mount, &target, Some(tree.as_fd()))?;
-    set_attributes(tree.as_fd(), mount)
-        .map_err(|errno| failed(mount, "set the flags of the mount", errno))?;
-    move_mount(tree.as_fd(), target.as_fd()).map_err(|errno| failed(mount, &what, errno))?;
-    propagate(tree.as_fd(), mount).map_err(|errno| failed(mount, "set the propagation", errno))
+    // mount_setattr is younger than open_tree (Linux 5.12 and 5.2), so each may be the one missing.
+    let denied = |errno, error: Error| match is_denied(errno) {
+        true => old_bind(root, mount, source, recursive).map_err(|_| error),
+        false => Err(error),
+    };
+    if let Err(errno) = set_attributes(tree.as_fd(), mount) {
+        return denied(errno, failed(mount, "set the flags of the mount", errno));
+    }
+    if let Err(errno) = move_mount(tree.as_fd(), target.as_fd()) {
+        return denied(errno, failed(mount, &what, errno));
+    }
+    match propagate(tree.as_fd(), mount) {
+        Err(errno) if is_denied(errno) => reopen_and_propagate(root, mount),
+        other => other.map_err(|errno| failed(mount, "set the propagation", errno)),
+    }
 }
 
 /// The target of a bind mount, made as a directory or file like the source where it is missing.
@@ -360,11 +384,9 @@ pub fn open_root(path: &Path, opened: Option<OwnedFd>, shared: bool) -> Result<R
         Some(tree) => Ok(tree),
         None => open_source(path, true),
     };
+    let tree = tree.and_then(|tree| move_mount(tree.as_fd(), place.as_fd()).map(|()| tree));
     match tree {
-        Ok(tree) => {
-            move_mount(tree.as_fd(), place.as_fd()).map_err(fail)?;
-            Ok(Root::new(tree))
-        }
+        Ok(tree) => Ok(Root::new(tree)),
         Err(Errno::ENOSYS | Errno::EPERM) => {
             let none: Option<&str> = None;
             let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
@@ -488,13 +510,16 @@ impl Masks {
         let set = attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC;
         let data = [("size", "4k"), ("nr_inodes", "1"), ("mode", "755")]
             .map(|(key, value)| (key.to_string(), Some(value.to_string())));
-        match new_filesystem("tmpfs", "tmpfs", &data, set) {
+        let made = new_filesystem("tmpfs", "tmpfs", &data, set).and_then(|made| {
+            move_mount(made.as_fd(), target.as_fd()).map_err(|errno| (errno, None))?;
+            Ok(made)
+        });
+        match made {
             Ok(made) => {
-                move_mount(made.as_fd(), target.as_fd())?;
                 self.empty = Some(made);
                 Ok(())
             }
-            Err((Errno::ENOSYS, _)) => nix::mount::mount(
+            Err((Errno::ENOSYS | Errno::EPERM, _)) => nix::mount::mount(
                 Some("tmpfs"),
                 fd_path(target.as_fd()).as_str(),
                 Some("tmpfs"),
@@ -516,11 +541,12 @@ pub fn readonly_path(root: &Root, path: &str) -> Result<()> {
         Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
         other => other.map_err(fail)?,
     };
-    match open_tree_clone(target.as_fd(), c"", true) {
-        Ok(tree) => {
-            mount_setattr(tree.as_fd(), true, attr::RDONLY, 0, 0).map_err(fail)?;
-            move_mount(tree.as_fd(), target.as_fd()).map_err(fail)
-        }
+    let done = open_tree_clone(target.as_fd(), c"", true).and_then(|tree| {
+        mount_setattr(tree.as_fd(), true, attr::RDONLY, 0, 0)?;
+        move_mount(tree.as_fd(), target.as_fd())
+    });
+    match done {
+        Ok(()) => Ok(()),
         Err(Errno::ENOSYS | Errno::EPERM) => old_readonly_path(root, path, &target).map_err(fail),
         Err(errno) => Err(fail(errno)),
     }
