@@ -95,7 +95,7 @@ pub fn run(request: &Request) -> Result<i32> {
     }
     let status = signals.wait_for(made.pid)?;
     if !request.keep {
-        lifecycle::delete(&request.store, &request.id, true)?;
+        lifecycle::delete_own(&request.store, &request.id, made.pid.as_raw(), made.start)?;
     }
     Ok(status)
 }
