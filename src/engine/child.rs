@@ -124,6 +124,8 @@ impl Child<'_> {
             process::set_ids(0, 0).map_err(fail("become root of the user namespace"))?;
             // The change of ids made the process undumpable, and its /proc files root's.
             process::dumpable(true).map_err(fail("own its files in /proc"))?;
+            // It also took the death signal away.
+            process::parent_death_signal(libc::SIGKILL).map_err(fail("set the death signal"))?;
         }
         Ok(())
     }

@@ -77,8 +77,8 @@ pub fn bind(root: &Root, device: &Device) -> Result<()> {
         return Err(fail(Errno::ENODEV));
     }
     let target = root.open_or_make(&device.path, Make::File).map_err(fail)?;
-    match open_source(path, false) {
-        Ok(tree) => move_mount(tree.as_fd(), target.as_fd()).map_err(fail),
+    match open_source(path, false).and_then(|tree| move_mount(tree.as_fd(), target.as_fd())) {
+        Ok(()) => Ok(()),
         Err(_) => {
             use std::os::fd::AsRawFd;
             let none: Option<&str> = None;

@@ -101,6 +101,8 @@ fn run_one(hook: &Hook, input: &[u8], cwd: &Path) -> std::result::Result<(), Str
     }
     let stdin = stdin_of(input).map_err(|e| format!("hand over the state: {e}"))?;
     command.stdin(stdin);
+    // A foreground run holds all signals back; a hook must not inherit that.
+    crate::sys::process::unblock_signals_in(&mut command);
     let mut child = command.spawn().map_err(|e| match e.raw_os_error() {
         Some(code) => format!(
             "execute it: {}",
@@ -130,7 +132,8 @@ fn run_one(hook: &Hook, input: &[u8], cwd: &Path) -> std::result::Result<(), Str
 /// The state as a readable descriptor: a pipe when it fits into one, else a file in memory, so that
 /// writing never waits for a hook that does not read.
 fn stdin_of(input: &[u8]) -> std::io::Result<Stdio> {
-    const PIPE: usize = 60 * 1024;
+    // What a pipe holds even where the user has too many of them: pipe(7), "Pipe capacity".
+    const PIPE: usize = 4096;
     if input.len() <= PIPE {
         let (reader, mut writer) = std::io::pipe()?;
         writer.write_all(input)?;

@@ -50,6 +50,7 @@ pub fn assume(identity: &Identity) -> Result<u64> {
             )
         })?;
     }
+    own_stdio(identity.uid)?;
     let ids = format!("{}:{}", identity.uid, identity.gid);
     process::set_ids(identity.uid, identity.gid).map_err(|errno| {
         let error = Error::os("process.user: become", ids, errno);
@@ -68,6 +69,33 @@ pub fn assume(identity: &Identity) -> Result<u64> {
     raise_ambient(caps.ambient & caps.permitted & caps.inheritable & have)?;
     let wanted = caps.effective | caps.permitted | caps.inheritable;
     Ok(wanted & !have)
+}
+
+/// Gives stdin, stdout and stderr to the user, as runc does: otherwise a program that is not root
+/// could not open /dev/stdout, which its /proc/self/fd/1 is. Devices of the host other than
+/// terminals are left alone.
+fn own_stdio(uid: u32) -> Result<()> {
+    use nix::sys::stat::fstat;
+    use std::os::fd::AsFd;
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    for (name, fd) in [
+        ("stdin", stdin.as_fd()),
+        ("stdout", stdout.as_fd()),
+        ("stderr", stderr.as_fd()),
+    ] {
+        let Ok(stat) = fstat(fd) else { continue };
+        let device = matches!(stat.st_mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK);
+        if stat.st_uid == uid || device && !nix::unistd::isatty(fd).unwrap_or(false) {
+            continue;
+        }
+        match nix::unistd::fchown(fd, Some(uid.into()), None) {
+            // Its owner or group is not mapped in the user namespace, or the file system takes no
+            // change: it stays as it is.
+            Ok(()) | Err(Errno::EPERM | Errno::EINVAL | Errno::EROFS) => {}
+            Err(errno) => return Err(Error::os("process.user: own", name, errno)),
+        }
+    }
+    Ok(())
 }
 
 fn raise_ambient(ambient: u64) -> Result<()> {

@@ -225,7 +225,28 @@ pub(super) fn remove_cgroup(placed: &Placed) -> Result<()> {
 /// # Errors
 /// A container that runs, without `force`; what could not be removed.
 pub fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
-    let dir = store.open(id)?;
+    delete_locked(store.open(id)?, id, force)
+}
+
+/// Deletes by force the container whose first process was `pid`, started at `start`, if it is still
+/// there: somebody else may have deleted it, and made another one of the same id.
+///
+/// # Errors
+/// As [`delete`].
+pub(super) fn delete_own(store: &Store, id: &str, pid: i32, start: u64) -> Result<()> {
+    let dir = match store.open(id) {
+        Err(error) if error.kind() == Kind::NotFound => return Ok(()),
+        other => other?,
+    };
+    match dir.record() {
+        Ok(Some(record)) if (record.pid, record.pid_start) == (Some(pid), start) => {
+            delete_locked(dir, id, true)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn delete_locked(dir: Dir, id: &str, force: bool) -> Result<()> {
     let record = match dir.record() {
         Ok(Some(record)) => record,
         read if force => {

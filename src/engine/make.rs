@@ -2,6 +2,7 @@
 //! when something fails.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -36,6 +37,8 @@ pub enum Mode {
 pub struct Made {
     /// The first process.
     pub pid: Pid,
+    /// When it started: the field `pid_start` of the record.
+    pub start: u64,
     plan: Plan,
 }
 
@@ -82,7 +85,7 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
         waits: false,
     };
     match making.all(request, &dir, mode) {
-        Ok(pid) => Ok(Made { pid, plan }),
+        Ok((pid, start)) => Ok(Made { pid, start, plan }),
         Err(error) => {
             making.undo();
             if let Err(second) = dir.remove() {
@@ -127,7 +130,7 @@ struct Making<'a> {
 }
 
 impl Making<'_> {
-    fn all(&mut self, request: &Request, dir: &Dir, mode: Mode) -> Result<Pid> {
+    fn all(&mut self, request: &Request, dir: &Dir, mode: Mode) -> Result<(Pid, u64)> {
         let plan = self.plan;
         let mut record = Record::new(&plan.id, &plan.bundle, &plan.rootfs, &plan.oci_version)?;
         record.annotations = plan.annotations.clone();
@@ -159,7 +162,7 @@ impl Making<'_> {
         }
         // The container lives on its own from here; nothing is to be taken back.
         self.child = None;
-        Ok(pid)
+        Ok((pid, record.pid_start))
     }
 
     /// Clones the child: into the v2 side of its cgroup where the kernel does that (it enters the v1
@@ -304,20 +307,22 @@ impl Making<'_> {
 
     /// The child's end is closed: it became the program (`run`), or died without a word.
     fn silent(&self, mode: &Mode) -> Result<()> {
-        match mode {
-            Mode::Run(_) => Ok(()),
-            Mode::Create => Err(Error::new(
-                Kind::System,
-                "the container's first process ended before it was ready",
-            )
-            .remedy("it may have been killed: see the kernel's log")),
-        }
+        let sentence = match mode {
+            Mode::Run(_) if crate::state::never_executed(self.pid().as_raw()) => {
+                "the container's first process ended before it executed the program"
+            }
+            Mode::Run(_) => return Ok(()),
+            Mode::Create => "the container's first process ended before it was ready",
+        };
+        Err(Error::new(Kind::System, sentence)
+            .remedy("it may have been killed, by a memory limit for one: see the kernel's log"))
     }
 
     /// Takes back what was made. What fails here is told, but does not hide the first failure.
     fn undo(&mut self) {
-        if let Some((pid, pidfd)) = self.child.take() {
-            let _ = process::pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
+        if let Some((pid, _)) = self.child.take() {
+            // By its number, which works everywhere: it is this process's own and not reaped yet.
+            let _ = process::kill(pid.as_raw(), libc::SIGKILL);
             let _ = nix::sys::wait::waitpid(pid, None);
         }
         if let Some(placed) = self.cgroup.take() {
@@ -469,7 +474,11 @@ fn write_pid_file(path: &Path, pid: Pid) -> Result<()> {
         )
     })?;
     let temporary = path.with_file_name(format!(".{}", name.to_string_lossy()));
-    std::fs::write(&temporary, pid.to_string())
+    // One that is there may be left over, or a link that somebody planted in a directory that others
+    // may write to: it goes, and is never written through.
+    let _ = std::fs::remove_file(&temporary);
+    std::fs::File::create_new(&temporary)
+        .and_then(|mut file| file.write_all(pid.to_string().as_bytes()))
         .and_then(|()| std::fs::rename(&temporary, path))
         .map_err(|error| {
             let _ = std::fs::remove_file(&temporary);

@@ -99,7 +99,7 @@ pub fn run(request: &Request) -> Result<i32> {
     if request.keep {
         return Ok(status);
     }
-    match lifecycle::delete(&request.store, &request.id, true) {
+    match lifecycle::delete_own(&request.store, &request.id, made.pid.as_raw(), made.start) {
         // Somebody else was quicker.
         Err(error) if error.kind() == Kind::NotFound => Ok(status),
         other => other.map(|()| status),

@@ -15,7 +15,7 @@ mod process;
 mod record;
 mod store;
 
-pub use process::{is_alive, start_time};
+pub use process::{is_alive, never_executed, start_time};
 pub use record::{Phase, Record, Status};
 pub use store::{Dir, Entry, Store};
 

@@ -31,6 +31,19 @@ pub fn is_alive(pid: i32, start: u64) -> bool {
     matches!(stat(pid), Some((state, began)) if began == start && state != b'Z' && state != b'X')
 }
 
+/// Whether process `pid`, alive or not reaped yet, has not executed a program since it was forked
+/// (PF_FORKNOEXEC, 0x40, in field 9 of its stat file). False where it does not exist.
+pub fn never_executed(pid: i32) -> bool {
+    let line = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    flags(&line).is_some_and(|flags| flags & 0x40 != 0)
+}
+
+fn flags(line: &[u8]) -> Option<u64> {
+    let end = line.iter().rposition(|&byte| byte == b')')?;
+    let rest = std::str::from_utf8(&line[end + 1..]).ok()?;
+    rest.split_ascii_whitespace().nth(6)?.parse().ok()
+}
+
 /// State letter and start time of a process; none where it does not exist.
 fn stat(pid: i32) -> Option<(u8, u64)> {
     // 52 numbers of at most 20 digits and a name of at most 64 bytes fit.
@@ -62,6 +75,7 @@ mod tests {
     fn a_name_with_parentheses_is_no_obstacle() {
         let line = b"42 (a) S 1 (b)) R 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 777 9 9\n";
         assert_eq!(parse(line), Some((b'R', 777)));
+        assert_eq!(flags(line), Some(4194560));
         assert_eq!(parse(b"42 (x) R 1"), None);
         assert_eq!(parse(b""), None);
     }

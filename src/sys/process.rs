@@ -187,6 +187,18 @@ pub fn wait_signal() -> nix::Result<i32> {
         .map(|signal| signal as i32)
 }
 
+/// Lets the program of `command` start with no signal blocked, whatever this process blocks.
+pub fn unblock_signals_in(command: &mut std::process::Command) {
+    use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+    use std::os::unix::process::CommandExt;
+    let unblock = || {
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
+            .map_err(std::io::Error::from)
+    };
+    // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
+    unsafe { command.pre_exec(unblock) };
+}
+
 /// Gives SIGPIPE its default action back, which Rust's start-up code took away.
 pub fn default_sigpipe() {
     // SAFETY: SIG_DFL installs no handler.
