@@ -139,7 +139,11 @@ fn arguments_arrive_unchanged() {
 fn program_is_looked_up_in_the_containers_path() {
     let mut bundle = Bundle::new();
     std::fs::create_dir_all(bundle.rootfs("/opt/tools")).unwrap();
-    std::fs::copy("/bin/busybox", bundle.rootfs("/opt/tools/only-here")).unwrap();
+    std::fs::copy(
+        crate::harness::busybox(),
+        bundle.rootfs("/opt/tools/only-here"),
+    )
+    .unwrap();
     bundle.args(&["only-here", "echo", "found"]);
     // busybox goes by its name, so an applet name is needed: link it.
     std::fs::remove_file(bundle.rootfs("/opt/tools/only-here")).unwrap();

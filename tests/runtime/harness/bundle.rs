@@ -33,7 +33,7 @@ pub fn busybox_tree(root: &Path) {
     for dir in ["bin", "etc", "proc", "sys", "dev", "tmp", "root", "run"] {
         fs::create_dir_all(root.join(dir)).unwrap();
     }
-    let copied = fs::copy("/bin/busybox", root.join("bin/busybox"));
+    let copied = fs::copy(super::busybox(), root.join("bin/busybox"));
     copied.expect("tests need busybox-static at /bin/busybox");
     for applet in APPLETS.split_whitespace() {
         symlink("busybox", root.join("bin").join(applet)).unwrap();

@@ -80,7 +80,11 @@ pub fn mounts_below(dir: &Path) -> Vec<String> {
 pub fn left_behind(id: &str, state_root: &Path, dir: &Path) -> Vec<String> {
     let mut left = Vec::new();
     for entry in fs::read_dir(state_root).into_iter().flatten().flatten() {
-        left.push(format!("state {}", entry.path().display()));
+        // crun keeps its caches there, under names that no container can have had.
+        let cache = entry.file_name().to_string_lossy().starts_with('.');
+        if !cache || super::runtime().isorun {
+            left.push(format!("state {}", entry.path().display()));
+        }
     }
     for cgroup in cgroups_named(id) {
         left.push(format!("cgroup {}", cgroup.display()));

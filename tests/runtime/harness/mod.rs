@@ -76,6 +76,11 @@ fn search(name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("RUNTIME={name}: no such program in PATH ({path})"))
 }
 
+/// The static busybox that bundles are made of: Debian's, or where `ISORUN_TEST_BUSYBOX` says.
+pub fn busybox() -> PathBuf {
+    std::env::var_os("ISORUN_TEST_BUSYBOX").map_or_else(|| "/bin/busybox".into(), PathBuf::from)
+}
+
 /// How this process sees cgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum View {
