@@ -97,7 +97,7 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
 }
 
 fn check_preserved(count: u32) -> Result<()> {
-    for fd in 3..3 + count as i32 {
+    for fd in (3..=i32::MAX).take(count as usize) {
         if !crate::sys::fs::is_open(fd) {
             return Err(Error::new(
                 Kind::Usage,
