@@ -45,7 +45,7 @@ pub fn arguments() -> [Arg; 7] {
             .value_name("N")
             .value_parser(value_parser!(u32))
             .default_value("0")
-            .help("Pass this many descriptors more to the container (stdio and $LISTEN_FDS apart)"),
+            .help("Pass this many descriptors more to the container, from 3 on"),
         // These come with a later version; until then they are refused by name.
         flag("no-pivot").hide(true),
         path("console-socket").hide(true),

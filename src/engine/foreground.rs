@@ -53,8 +53,9 @@ impl Signals {
             // raised for a fault of this process is not the container's either.
             if signal != Signal::SIGCHLD as i32 && signal != Signal::SIGURG as i32 {
                 match process::kill(child.as_raw(), signal) {
-                    // It has ended and is not reaped yet; the next round finds it.
-                    Ok(()) | Err(Errno::ESRCH) => {}
+                    // It has ended and is not reaped yet: the next round finds it. Or it may not be
+                    // signalled by this process any more, which is no reason not to wait for it.
+                    Ok(()) | Err(Errno::ESRCH | Errno::EPERM) => {}
                     Err(errno) => return Err(fail(errno)),
                 }
             }

@@ -157,6 +157,7 @@ fn wait(
     let mut output = Some(std::fs::File::from(output));
     let mut printed = Vec::new();
     let begin = Instant::now();
+    let mut ended_before = false;
     loop {
         let left = match limit {
             None => PollTimeout::NONE,
@@ -187,7 +188,9 @@ fn wait(
         if readable && !read_some(&mut output, &mut printed) {
             output = None;
         }
-        if ended && !readable {
+        // Children of the hook that go on printing are not waited for.
+        let flooded = ended && std::mem::replace(&mut ended_before, ended);
+        if ended && (!readable || flooded) {
             let status = child.wait().map_err(|e| format!("wait for it: {e}"))?;
             return Ok((status, printed));
         }

@@ -68,6 +68,16 @@ pub fn start(store: &Store, id: &str) -> Result<()> {
     }
     open_gate(&dir)?;
     drop(dir);
+    // The end of the fifo means that the program was executed, or that the process is dead.
+    if let Some(pid) = record.pid
+        && crate::state::never_executed(pid)
+    {
+        return Err(Error::new(
+            Kind::System,
+            "start: the container's first process ended before it executed the program",
+        )
+        .remedy("it was killed, or its memory limit is too low: see the kernel's log"));
+    }
     let state = state_of(&record, "running", record.pid.unwrap_or(0));
     hooks::run_all("poststart", &record.poststart, &state, &record.bundle).inspect_err(|_| {
         if let Err(error) = delete(store, id, true) {
@@ -146,10 +156,11 @@ fn state_of<'a>(record: &'a Record, status: &'a str, pid: i32) -> HookState<'a> 
 /// # Errors
 /// `container not running` when it has ended; the errno of the signal.
 pub fn kill(store: &Store, id: &str, signal: i32, all: bool) -> Result<()> {
-    let dir = store.open(id)?;
-    let record = record(&dir)?;
+    // Without the lock: pid and start time say which process is meant, and a hook that hangs in
+    // another command must not keep anybody from killing the container.
+    let record = store.peek(id)?;
     let alive = matches!(
-        record.status(dir.path()),
+        record.status(&store.path(id)),
         Status::Created | Status::Running | Status::Paused | Status::Creating
     );
     if all && let Some(placed) = placed(&record) {
@@ -225,6 +236,15 @@ pub(super) fn remove_cgroup(placed: &Placed) -> Result<()> {
 /// # Errors
 /// A container that runs, without `force`; what could not be removed.
 pub fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
+    if force {
+        // First of all, because whoever holds the lock may be waiting for it: `start` for a hook in the
+        // container, for one. What cannot be killed now is told below.
+        if let Ok(record) = store.peek(id)
+            && let Some(pid) = record.pid
+        {
+            let _ = signal_checked(pid, record.pid_start, libc::SIGKILL);
+        }
+    }
     delete_locked(store.open(id)?, id, force)
 }
 

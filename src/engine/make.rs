@@ -97,11 +97,12 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
 }
 
 fn check_preserved(count: u32) -> Result<()> {
-    for fd in 3..3 + count as i32 {
-        if !crate::sys::fs::is_open(fd) {
+    for fd in (3..=i32::MAX).take(count as usize) {
+        // What isorun opened itself, such as the log, has close-on-exec, and what was handed to it not.
+        if !crate::sys::fs::is_inherited(fd) {
             return Err(Error::new(
                 Kind::Usage,
-                format!("--preserve-fds {count}: descriptor {fd} is not open"),
+                format!("--preserve-fds {count}: descriptor {fd} was not handed over"),
             ));
         }
     }
@@ -408,7 +409,9 @@ fn make_fifo(path: &Path) -> Result<OwnedFd> {
 }
 
 /// In a user namespace the child cannot reach sources that only the host's root may: so the parent
-/// copies the trees, and the child attaches them.
+/// copies the trees, and the child attaches those that it cannot copy by itself. The flags of such a
+/// copy are not locked for the container, so there is none where one of its mounts is restricted: the
+/// child then says that it cannot reach the source.
 fn opened(plan: &Plan) -> Result<BTreeMap<usize, OwnedFd>> {
     let mut opened = BTreeMap::new();
     if plan.birth.uid_map.is_empty() {
@@ -425,12 +428,45 @@ fn opened(plan: &Plan) -> Result<BTreeMap<usize, OwnedFd>> {
         };
         // A failure is told by the step itself, with its field.
         if let Ok(tree) = mounts::open_source(source, recursive)
+            && unrestricted(&tree)
+            && !(recursive && has_mounts_below(source))
             && crate::sys::mount::mount_setattr(&tree, true, 0, 0, libc::MS_SLAVE).is_ok()
         {
             opened.insert(number, tree);
         }
     }
     Ok(opened)
+}
+
+/// Whether the mount of `tree` is neither read-only nor nosuid, nodev or noexec.
+fn unrestricted(tree: &OwnedFd) -> bool {
+    use nix::sys::statvfs::{FsFlags, fstatvfs};
+    let restricting =
+        FsFlags::ST_RDONLY | FsFlags::ST_NOSUID | FsFlags::ST_NODEV | FsFlags::ST_NOEXEC;
+    fstatvfs(tree).is_ok_and(|stat| !stat.flags().intersects(restricting))
+}
+
+/// Whether anything is mounted below `path`; true when that cannot be told.
+fn has_mounts_below(path: &Path) -> bool {
+    let (Ok(path), Ok(table)) = (
+        path.canonicalize(),
+        std::fs::read_to_string("/proc/self/mountinfo"),
+    ) else {
+        return true;
+    };
+    // Field 5 is the mount point, with blanks and the like as octal numbers (proc(5)); a path that
+    // holds such characters is taken for one with mounts below.
+    let path = path.to_string_lossy();
+    path.contains(char::is_whitespace)
+        || path.contains('\\')
+        || table
+            .lines()
+            .filter_map(|line| line.split(' ').nth(4))
+            .any(|point| {
+                point
+                    .strip_prefix(path.trim_end_matches('/'))
+                    .is_some_and(|rest| rest.starts_with('/'))
+            })
 }
 
 /// Tells a degradation: a warning, and an entry in the record.

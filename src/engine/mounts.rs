@@ -242,13 +242,13 @@ fn bind(
     opened: Option<OwnedFd>,
 ) -> Result<()> {
     let what = format!("bind mount {}", source.display());
-    let tree = match opened {
-        Some(tree) => tree,
-        None => match open_source(source, recursive) {
-            Ok(tree) => tree,
-            Err(errno) if denied(errno) => return old::bind(root, mount, source, recursive),
-            Err(errno) => return Err(failed(mount, &what, errno)),
-        },
+    // The child's own copy first: in a user namespace its mounts carry the host's flags locked, so that
+    // the container cannot take read-only, nodev or nosuid off again. The parent's copy does not, and
+    // serves only where the child may not reach the source.
+    let tree = match (open_source(source, recursive), opened) {
+        (Ok(tree), _) | (Err(Errno::EACCES | Errno::EINVAL), Some(tree)) => tree,
+        (Err(errno), _) if denied(errno) => return old::bind(root, mount, source, recursive),
+        (Err(errno), _) => return Err(failed(mount, &what, errno)),
     };
     let target = bind_target(root, mount, tree.as_fd())?;
     check_over_proc(mount, &target, Some(tree.as_fd()))?;
@@ -319,7 +319,10 @@ pub fn open_root(path: &Path, opened: Option<OwnedFd>, shared: bool) -> Result<R
         private_parent(path).map_err(fail)?;
     }
     let place = super::root::open_dir(path)?;
-    let tree = opened.map_or_else(|| open_source(path, true), Ok);
+    let tree = match (open_source(path, true), opened) {
+        (Err(Errno::EACCES | Errno::EINVAL), Some(tree)) => Ok(tree),
+        (own, _) => own,
+    };
     match tree.and_then(|tree| move_mount(tree.as_fd(), place.as_fd()).map(|()| tree)) {
         Ok(tree) => Ok(Root::new(tree)),
         Err(errno) if denied(errno) => {

@@ -92,6 +92,13 @@ pub fn clone_old(namespaces: u64) -> nix::Result<Born> {
     if pid == 0 {
         return Ok(Born::Child);
     }
+    if pidfd < 0 {
+        // Before Linux 5.2 clone(2) takes CLONE_PIDFD for a flag without meaning.
+        // SAFETY: plain numbers; the child is this process's own and not reaped yet.
+        unsafe { libc::kill(pid as i32, libc::SIGKILL) };
+        let _ = nix::sys::wait::waitpid(Pid::from_raw(pid as i32), None);
+        return Err(Errno::ENOSYS);
+    }
     // SAFETY: the kernel made this descriptor for us just now and nobody else knows it.
     let fd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok(Born::Parent(Pid::from_raw(pid as i32), fd))

@@ -124,10 +124,10 @@ fn cloexec_by_proc(first: u32) -> nix::Result<()> {
     Ok(())
 }
 
-/// Whether descriptor `fd` is open.
-pub fn is_open(fd: RawFd) -> bool {
+/// Whether descriptor `fd` is open and survives an exec.
+pub fn is_inherited(fd: RawFd) -> bool {
     // SAFETY: F_GETFD only reads a flag.
-    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+    unsafe { libc::fcntl(fd, libc::F_GETFD) == 0 }
 }
 
 /// Clears close-on-exec of `fd`, so that it is passed on.

@@ -389,3 +389,17 @@ fn create_runtime_hook_can_work_on_the_containers_network() {
             .unwrap()
     );
 }
+
+#[test]
+fn hooks_start_with_no_signal_blocked() {
+    let mut bundle = Bundle::sh("true");
+    // No shell, which would unblock them itself.
+    bundle.set(
+        "/hooks",
+        json!({"prestart": [{
+            "path": "/bin/busybox",
+            "args": ["grep", "-q", "^SigBlk:.0000000000000000$", "/proc/self/status"],
+        }]}),
+    );
+    bundle.run().ok();
+}

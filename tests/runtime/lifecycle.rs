@@ -478,3 +478,34 @@ fn version_in_runcs_form() {
         "{said}"
     );
 }
+
+#[test]
+fn run_passes_the_status_on_when_somebody_deletes_the_container() {
+    let bundle = Bundle::sh("sleep 60");
+    let running = bundle.spawn_run();
+    bundle.wait_status("running");
+    bundle.delete_force().ok();
+    running.finish().code(137);
+    bundle.assert_gone();
+}
+
+#[test]
+fn pid_file_is_not_written_through_a_link() {
+    let bundle = Bundle::sh("true");
+    let victim = bundle.host("victim");
+    std::fs::write(&victim, "keep").unwrap();
+    std::os::unix::fs::symlink(&victim, bundle.host(".x.pid")).unwrap();
+    bundle.write();
+    let (dir, file) = (bundle.bundle_dir(), bundle.host("x.pid"));
+    let out = bundle.call(&[
+        "run",
+        "--bundle",
+        dir.to_str().unwrap(),
+        "--pid-file",
+        file.to_str().unwrap(),
+        &bundle.id,
+    ]);
+    assert_eq!(std::fs::read_to_string(&victim).unwrap(), "keep");
+    // runc refuses, isorun replaces the link.
+    assert!(out.code == 0 || !file.exists());
+}

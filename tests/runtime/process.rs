@@ -337,3 +337,22 @@ fn impossible_oom_score_adj_or_rlimit_is_clamped_with_a_warning() {
         "a warning in the log: {log}"
     );
 }
+
+#[test]
+fn a_user_may_open_its_stdout_by_path() {
+    // Through a pipe, as engines do: its inode belongs to who made it.
+    let mut bundle = Bundle::sh("echo hi > /dev/stdout");
+    bundle
+        .set("/process/user/uid", json!(1000))
+        .set("/process/user/gid", json!(1001));
+    bundle.write();
+    let dir = bundle.bundle_dir();
+    let mut command = bundle.command(&["run", "--bundle", dir.to_str().unwrap(), &bundle.id]);
+    let out = command.output().unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&out.stdout),
+        "hi\n",
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+}

@@ -152,3 +152,37 @@ fn every_process_of_it_is_gone_after_delete() {
     bundle.delete_force().ok();
     bundle.assert_gone();
 }
+
+#[test]
+fn flags_of_the_hosts_mounts_cannot_be_taken_off() {
+    let mut bundle = mapped();
+    let source = bundle.host("sealed");
+    std::fs::create_dir_all(&source).unwrap();
+    let path = source.to_str().unwrap().to_string();
+    bundle.mount("/mnt", "bind", &path, &["rbind"]);
+    for set in ["bounding", "effective", "permitted"] {
+        bundle.push(
+            &format!("/process/capabilities/{set}"),
+            json!("CAP_SYS_ADMIN"),
+        );
+    }
+    bundle.args(&[
+        "sh",
+        "-c",
+        "mount -o remount,bind,rw,suid,dev,exec /mnt 2>/dev/null; grep ' /mnt ' /proc/self/mountinfo",
+    ]);
+    nix::mount::mount(
+        Some("none"),
+        &source,
+        Some("tmpfs"),
+        nix::mount::MsFlags::MS_RDONLY
+            | nix::mount::MsFlags::MS_NODEV
+            | nix::mount::MsFlags::MS_NOSUID,
+        None::<&str>,
+    )
+    .unwrap();
+    let out = bundle.run();
+    nix::mount::umount2(&source, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    let out = out.ok();
+    assert!(out.stdout.contains("ro,nosuid,nodev"), "{}", out.stdout);
+}
