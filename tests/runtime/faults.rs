@@ -161,3 +161,33 @@ fn state_that_is_garbage() {
             .all(|group| std::fs::remove_dir(group).is_ok() || !group.exists())
     });
 }
+
+#[test]
+fn a_start_hook_that_hangs_keeps_nobody_from_killing() {
+    isorun_only!("runc's start does not wait for the hooks of the container");
+    let mut bundle = Bundle::sh("sleep 300");
+    bundle.set(
+        "/hooks/startContainer",
+        json!([{"path": "/bin/sh", "args": ["sh", "-c", "exec sleep 300"]}]),
+    );
+    for how in ["kill", "delete"] {
+        bundle.create().ok();
+        let mut start = bundle.spawn(&["start", &bundle.id]);
+        // The fifo goes when `start` has let the process go, which is then in its hook for good.
+        bundle.wait_status("running");
+        assert!(start.alive());
+        let begin = std::time::Instant::now();
+        match how {
+            "kill" => bundle.kill("KILL").ok(),
+            _ => bundle.delete_force().ok(),
+        };
+        let out = start.finish();
+        assert_eq!(out.code, 1, "{how}: {out:#?}");
+        assert!(
+            out.stderr.contains("before it executed") || how == "delete",
+            "{out:#?}"
+        );
+        assert!(begin.elapsed().as_secs() < 8, "{how} waited for the hook");
+        delete_leaves_nothing(&bundle);
+    }
+}

@@ -17,6 +17,7 @@ mod capabilities;
 mod captured;
 mod cgroups;
 mod concurrency;
+mod denied;
 mod devices;
 mod faults;
 mod hooks;
