@@ -160,13 +160,7 @@ impl Child<'_> {
                 second.remedy(remedy)
             })?;
         }
-        self.degraded(Degradation {
-            feature: way.feature.clone(),
-            reason: error.to_string(),
-            errno,
-            fallback: way.fallback.clone(),
-            remedy: way.remedy.clone(),
-        })
+        self.degraded(way.taken(&error))
     }
 
     fn degraded(&self, degradation: Degradation) -> Result<()> {

@@ -152,49 +152,68 @@ fn wait(
     output: OwnedFd,
     limit: Option<Duration>,
 ) -> std::result::Result<(ExitStatus, Vec<u8>), String> {
-    let pid = child.id() as i32;
-    let pidfd = pidfd_open(pid).map_err(|e| format!("watch it: {e}"))?;
+    let fail = |e: std::io::Error| format!("wait for it: {e}");
+    // Without pidfds (before Linux 5.3, or denied) its end is looked for every now and then.
+    let pidfd = pidfd_open(child.id() as i32).ok();
     let mut output = Some(std::fs::File::from(output));
     let mut printed = Vec::new();
     let begin = Instant::now();
     let mut ended_before = false;
     loop {
-        let left = match limit {
-            None => PollTimeout::NONE,
-            Some(limit) => match limit.checked_sub(begin.elapsed()) {
-                Some(left) => PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX),
-                None => {
-                    let _ = kill(-pid, libc::SIGKILL);
-                    let _ = child.kill();
-                    let _ = child.wait();
-                    let limit = limit.as_secs();
-                    return Err(format!(
-                        "killed: it ran longer than its timeout of {limit} s"
-                    ));
-                }
-            },
+        let Some(left) = time_left(limit, begin, pidfd.is_some()) else {
+            let _ = kill(-(child.id() as i32), libc::SIGKILL);
+            let _ = child.kill();
+            let _ = child.wait();
+            let limit = limit.unwrap_or_default().as_secs();
+            return Err(format!(
+                "killed: it ran longer than its timeout of {limit} s"
+            ));
         };
-        let mut fds = vec![PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-        if let Some(output) = &output {
-            fds.push(PollFd::new(output.as_fd(), PollFlags::POLLIN));
-        }
+        let mut fds: Vec<PollFd> = Vec::with_capacity(2);
+        fds.extend(
+            output
+                .iter()
+                .map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)),
+        );
+        fds.extend(
+            pidfd
+                .iter()
+                .map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)),
+        );
         match poll(&mut fds, left) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(format!("wait for it: {errno}")),
         }
-        let ended = fds[0].any().unwrap_or(false);
-        let readable = fds.get(1).is_some_and(|fd| fd.any().unwrap_or(false));
+        let readable = output.is_some() && fds[0].any().unwrap_or(false);
         drop(fds);
+        let status = child.try_wait().map_err(fail)?;
         if readable && !read_some(&mut output, &mut printed) {
             output = None;
         }
         // Children of the hook that go on printing are not waited for.
-        let flooded = ended && std::mem::replace(&mut ended_before, ended);
-        if ended && (!readable || flooded) {
-            let status = child.wait().map_err(|e| format!("wait for it: {e}"))?;
+        let flooded = status.is_some() && std::mem::replace(&mut ended_before, status.is_some());
+        if let Some(status) = status
+            && (!readable || flooded)
+        {
             return Ok((status, printed));
         }
     }
+}
+
+/// How long to wait at most; nothing when the time is up. `told`: the end of the hook ends the wait.
+fn time_left(limit: Option<Duration>, begin: Instant, told: bool) -> Option<PollTimeout> {
+    const LOOK: Duration = Duration::from_millis(20);
+    let left = match limit {
+        None => None,
+        Some(limit) => Some(limit.checked_sub(begin.elapsed())?),
+    };
+    Some(match (left, told) {
+        (None, true) => PollTimeout::NONE,
+        (Some(left), true) => PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX),
+        (left, false) => {
+            PollTimeout::try_from(left.unwrap_or(LOOK).min(LOOK)).unwrap_or(PollTimeout::ZERO)
+        }
+    })
 }
 
 /// Reads once and keeps the last part; false at the end of the output.

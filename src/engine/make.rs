@@ -153,7 +153,7 @@ impl Making<'_> {
         record.pid = Some(pid.as_raw());
         record.pid_start = start_time(pid.as_raw())?;
         dir.save(&record)?;
-        self.settle(pid)?;
+        self.settle(pid, &mut record)?;
         self.converse(&mut record, &mode)?;
         self.channel = None;
         record.phase = Phase::Made;
@@ -214,7 +214,7 @@ impl Making<'_> {
     }
 
     /// What only the parent can do for the child before it goes on.
-    fn settle(&self, pid: Pid) -> Result<()> {
+    fn settle(&self, pid: Pid, record: &mut Record) -> Result<()> {
         let birth = &self.plan.birth;
         for (name, map) in [("gid_map", &birth.gid_map), ("uid_map", &birth.uid_map)] {
             if !map.is_empty() {
@@ -226,15 +226,12 @@ impl Making<'_> {
             let _ = process::prlimit(pid.as_raw(), resource, hard, hard);
         }
         if let Some(value) = birth.oom_score_adj {
-            super::proc::write(&format!("{pid}/oom_score_adj"), &value.to_string()).or_else(
-                |error| match error.errno() {
-                    Some(Errno::EACCES | Errno::EPERM) => {
-                        log::warning(&format!("degraded: {error}; it stays what it is"));
-                        Ok(())
-                    }
-                    _ => Err(error),
-                },
-            )?;
+            match super::proc::write(&format!("{pid}/oom_score_adj"), &value.to_string()) {
+                Err(error) if matches!(error.errno(), Some(Errno::EACCES | Errno::EPERM)) => {
+                    report(&crate::plan::oom_otherwise(value).taken(&error), record)?;
+                }
+                other => other?,
+            }
         }
         if self.waits { self.go() } else { Ok(()) }
     }
@@ -258,6 +255,11 @@ impl Making<'_> {
                     self.go()?;
                 }
                 Some(FromChild::Ready) => return Ok(()),
+                Some(FromChild::Failed(error)) if error.errno() == Some(Errno::ENOMEM) => {
+                    return Err(error.remedy(
+                        "linux.resources.memory.limit may be too low to make the container",
+                    ));
+                }
                 Some(FromChild::Failed(error)) => return Err(error),
                 None => return self.silent(mode),
             }

@@ -63,7 +63,7 @@ pub fn ensure() -> Result<()> {
         SELF,
         errno,
     )
-    .remedy("it needs CAP_SYS_ADMIN and mount_setattr (Linux 5.12), or memfd_create"))
+    .remedy("it needs execveat, and CAP_SYS_ADMIN with mount_setattr (Linux 5.12) or memfd_create"))
 }
 
 fn strings(list: impl Iterator<Item = OsString>) -> Result<Vec<CString>> {

@@ -262,16 +262,22 @@ fn keyring(id: &str) -> Step {
     }
 }
 
+/// What is lost when the OOM score cannot be set: in the step that the child does, and where the
+/// parent sets it for a child in a user namespace.
+pub fn oom_otherwise(value: i32) -> Otherwise {
+    Otherwise {
+        on: vec![EACCES, EPERM],
+        action: None,
+        feature: format!("process.oomScoreAdj {value}"),
+        fallback: "clamped: it stays what it is, because lowering needs a privilege".into(),
+        remedy: "run isorun with CAP_SYS_RESOURCE, or ask for a higher value".into(),
+    }
+}
+
 fn oom(value: i32) -> Step {
     Step {
         action: Action::OomScoreAdj { value },
-        otherwise: vec![Otherwise {
-            on: vec![EACCES, EPERM],
-            action: None,
-            feature: format!("process.oomScoreAdj {value}"),
-            fallback: "clamped: it stays what it is, because lowering needs a privilege".into(),
-            remedy: "run isorun with CAP_SYS_RESOURCE, or ask for a higher value".into(),
-        }],
+        otherwise: vec![oom_otherwise(value)],
     }
 }
 

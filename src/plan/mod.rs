@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use build::build;
+pub use build::{build, oom_otherwise};
 pub use mounts::OVER_PROC;
 pub use print::text;
 pub use step::{

@@ -185,6 +185,9 @@ fn check_over_proc(field: &str, mount: &SpecMount, options: &MountOptions) -> Re
             format!("{target} {why}"),
         ))
     };
+    if target == "/" {
+        return refuse("is the root file system, which root.path names");
+    }
     match target.strip_prefix("/proc") {
         // A bind mount over /proc itself may be of a procfs: the engine looks at it.
         Some("") if mount.typ().as_deref() == Some("proc") || options.bind => Ok(()),

@@ -10,6 +10,7 @@ use oci_spec::runtime::Hook;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::MountView;
+use crate::error::Error;
 
 /// A step with the ways to go on when the host refuses it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -45,6 +46,19 @@ pub struct Otherwise {
     pub fallback: String,
     /// How the host can be made to allow it.
     pub remedy: String,
+}
+
+impl Otherwise {
+    /// The report of this way being taken after the failure `error`.
+    pub fn taken(&self, error: &Error) -> Degradation {
+        Degradation {
+            feature: self.feature.clone(),
+            reason: error.to_string(),
+            errno: error.errno().map_or(0, |errno| errno as i32),
+            fallback: self.fallback.clone(),
+            remedy: self.remedy.clone(),
+        }
+    }
 }
 
 /// What the host refused and what isorun did in its place.
