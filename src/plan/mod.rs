@@ -1,6 +1,6 @@
 //! The plan: everything that will be done for a container, as data, before anything is done.
 //!
-//! [`build`] is a pure function of the specification, of what is known about the host and of what was
+//! [`build()`] is a pure function of the specification, of what is known about the host and of what was
 //! asked for on the command line. The same plan is printed by `isorun plan`, compared with golden
 //! files by the tests, and executed by the engine.
 

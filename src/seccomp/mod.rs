@@ -12,7 +12,7 @@
 //! - Architectures: the native one is always in, listed or not. A call of any other one is killed
 //!   (`KILL_THREAD`, libseccomp's default), and so are numbers with bit 30 on x86_64 where x32 is
 //!   not listed. x86_64, x86, x32, aarch64 and arm have tables; another one is an error.
-//! - Rules: [`rules`] tells which one wins. A rule with the default action is skipped. If a rule
+//! - Rules: the private module `rules` tells which one wins. A rule with the default action is skipped. If a rule
 //!   has two conditions on one argument, each of its conditions becomes a rule of its own (runc):
 //!   they are alternatives then, else all have to hold. 32-bit interfaces, x32 too, compare the
 //!   lower 32 bits (libseccomp). For MASKED_EQ `value` is the mask and `valueTwo` the value.

@@ -9,10 +9,10 @@
 //! ```
 //!
 //! - [`parse`]: JSON to types; what Go's decoder takes (null for "not set") is taken here too;
-//! - [`check`]: every rule, pure, on a parsed `Spec`;
+//! - [`mod@check`]: every rule, pure, on a parsed `Spec`;
 //! - [`mounts`]: mount options to flags;
 //! - [`names`]: names to numbers (namespaces, rlimits, capabilities, sysctl files);
-//! - [`template`] and [`features`]: what `isorun spec` and `isorun features` print.
+//! - [`mod@template`] and [`mod@features`]: what `isorun spec` and `isorun features` print.
 //!
 //! A property that the specification knows and isorun does not act on is refused by name, or named
 //! in [`Loaded::ignored`]. docs/spec-support.md is the table of all of them; tests/spec_support.rs

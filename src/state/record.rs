@@ -63,7 +63,7 @@ impl fmt::Display for Status {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
-    /// [`FORMAT`] of the isorun that wrote it.
+    /// `FORMAT` of the isorun that wrote it.
     pub version: u32,
     /// `ociVersion` of the bundle's config.json.
     pub oci_version: String,
