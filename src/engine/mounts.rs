@@ -174,6 +174,9 @@ fn place(
             let error = failed(mount, &what, errno);
             Err(match message {
                 Some(message) => error.remedy(format!("the kernel says: {message}")),
+                None if errno == Errno::ENODEV => {
+                    error.remedy("the kernel knows no file system of this type")
+                }
                 None => error,
             })
         }
