@@ -13,6 +13,7 @@ use oci_spec::runtime::Mount;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::sys::mount::attr;
 
 /// The kind of mount propagation; see mount_namespaces(7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,25 +98,6 @@ pub struct MountOptions {
     pub data: Vec<(String, Option<String>)>,
 }
 
-/// MOUNT_ATTR_RDONLY of linux/mount.h.
-pub const ATTR_RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
-/// MOUNT_ATTR_NOSUID.
-pub const ATTR_NOSUID: u64 = libc::MOUNT_ATTR_NOSUID;
-/// MOUNT_ATTR_NODEV.
-pub const ATTR_NODEV: u64 = libc::MOUNT_ATTR_NODEV;
-/// MOUNT_ATTR_NOEXEC.
-pub const ATTR_NOEXEC: u64 = libc::MOUNT_ATTR_NOEXEC;
-/// MOUNT_ATTR__ATIME: the mask of the access time's value (relatime is 0 in it).
-pub const ATTR_ATIME_MASK: u64 = libc::MOUNT_ATTR__ATIME;
-/// MOUNT_ATTR_NOATIME, a value under [`ATTR_ATIME_MASK`].
-pub const ATTR_NOATIME: u64 = libc::MOUNT_ATTR_NOATIME;
-/// MOUNT_ATTR_STRICTATIME, a value under [`ATTR_ATIME_MASK`].
-pub const ATTR_STRICTATIME: u64 = libc::MOUNT_ATTR_STRICTATIME;
-/// MOUNT_ATTR_NODIRATIME, a bit of its own.
-pub const ATTR_NODIRATIME: u64 = libc::MOUNT_ATTR_NODIRATIME;
-/// MOUNT_ATTR_NOSYMFOLLOW (Linux 5.14).
-pub const ATTR_NOSYMFOLLOW: u64 = libc::MOUNT_ATTR_NOSYMFOLLOW;
-
 /// The MS_* bits that belong to the superblock: fsconfig(2) takes them by name.
 pub const SUPERBLOCK_MASK: u64 = libc::MS_SYNCHRONOUS
     | libc::MS_DIRSYNC
@@ -133,7 +115,7 @@ enum Meaning {
     Set(u64, bool),
     /// Clears bits of the mount; the flag says whether also below.
     Clear(u64, bool),
-    /// Chooses an access time (a value under ATTR_ATIME_MASK); the flag: also below.
+    /// Chooses an access time (a value under attr::ATIME); the flag: also below.
     Atime(u64, bool),
     /// Back to the kernel's default if this value was chosen before.
     NotAtime(u64, bool),
@@ -159,64 +141,64 @@ const OPTIONS: [(&str, Meaning); 62] = {
     use PropagationKind as P;
     [
         ("async", SuperClear(libc::MS_SYNCHRONOUS)),
-        ("atime", NotAtime(ATTR_NOATIME, false)),
+        ("atime", NotAtime(attr::NOATIME, false)),
         ("bind", Bind),
         ("defaults", Nothing),
-        ("dev", Clear(ATTR_NODEV, false)),
-        ("diratime", Clear(ATTR_NODIRATIME, false)),
+        ("dev", Clear(attr::NODEV, false)),
+        ("diratime", Clear(attr::NODIRATIME, false)),
         ("dirsync", SuperSet(libc::MS_DIRSYNC)),
-        ("exec", Clear(ATTR_NOEXEC, false)),
+        ("exec", Clear(attr::NOEXEC, false)),
         ("idmap", Map(IdMap::Idmap)),
         ("iversion", SuperSet(libc::MS_I_VERSION)),
         ("lazytime", SuperSet(libc::MS_LAZYTIME)),
         ("loud", SuperClear(libc::MS_SILENT)),
         ("mand", SuperSet(libc::MS_MANDLOCK)),
-        ("noatime", Atime(ATTR_NOATIME, false)),
-        ("nodev", Set(ATTR_NODEV, false)),
-        ("nodiratime", Set(ATTR_NODIRATIME, false)),
-        ("noexec", Set(ATTR_NOEXEC, false)),
+        ("noatime", Atime(attr::NOATIME, false)),
+        ("nodev", Set(attr::NODEV, false)),
+        ("nodiratime", Set(attr::NODIRATIME, false)),
+        ("noexec", Set(attr::NOEXEC, false)),
         ("noiversion", SuperClear(libc::MS_I_VERSION)),
         ("nolazytime", SuperClear(libc::MS_LAZYTIME)),
         ("nomand", SuperClear(libc::MS_MANDLOCK)),
         ("norelatime", NotAtime(0, false)),
-        ("nostrictatime", NotAtime(ATTR_STRICTATIME, false)),
-        ("nosuid", Set(ATTR_NOSUID, false)),
-        ("nosymfollow", Set(ATTR_NOSYMFOLLOW, false)),
+        ("nostrictatime", NotAtime(attr::STRICTATIME, false)),
+        ("nosuid", Set(attr::NOSUID, false)),
+        ("nosymfollow", Set(attr::NOSYMFOLLOW, false)),
         ("private", propagate(P::Private, false)),
-        ("ratime", NotAtime(ATTR_NOATIME, true)),
+        ("ratime", NotAtime(attr::NOATIME, true)),
         ("rbind", Rbind),
-        ("rdev", Clear(ATTR_NODEV, true)),
-        ("rdiratime", Clear(ATTR_NODIRATIME, true)),
+        ("rdev", Clear(attr::NODEV, true)),
+        ("rdiratime", Clear(attr::NODIRATIME, true)),
         ("relatime", Atime(0, false)),
         ("remount", Remount),
-        ("rexec", Clear(ATTR_NOEXEC, true)),
+        ("rexec", Clear(attr::NOEXEC, true)),
         ("ridmap", Map(IdMap::Ridmap)),
-        ("rnoatime", Atime(ATTR_NOATIME, true)),
-        ("rnodev", Set(ATTR_NODEV, true)),
-        ("rnodiratime", Set(ATTR_NODIRATIME, true)),
-        ("rnoexec", Set(ATTR_NOEXEC, true)),
+        ("rnoatime", Atime(attr::NOATIME, true)),
+        ("rnodev", Set(attr::NODEV, true)),
+        ("rnodiratime", Set(attr::NODIRATIME, true)),
+        ("rnoexec", Set(attr::NOEXEC, true)),
         ("rnorelatime", NotAtime(0, true)),
-        ("rnostrictatime", NotAtime(ATTR_STRICTATIME, true)),
-        ("rnosuid", Set(ATTR_NOSUID, true)),
-        ("rnosymfollow", Set(ATTR_NOSYMFOLLOW, true)),
-        ("ro", Set(ATTR_RDONLY, false)),
+        ("rnostrictatime", NotAtime(attr::STRICTATIME, true)),
+        ("rnosuid", Set(attr::NOSUID, true)),
+        ("rnosymfollow", Set(attr::NOSYMFOLLOW, true)),
+        ("ro", Set(attr::RDONLY, false)),
         ("rprivate", propagate(P::Private, true)),
         ("rrelatime", Atime(0, true)),
-        ("rro", Set(ATTR_RDONLY, true)),
-        ("rrw", Clear(ATTR_RDONLY, true)),
+        ("rro", Set(attr::RDONLY, true)),
+        ("rrw", Clear(attr::RDONLY, true)),
         ("rshared", propagate(P::Shared, true)),
         ("rslave", propagate(P::Slave, true)),
-        ("rstrictatime", Atime(ATTR_STRICTATIME, true)),
-        ("rsuid", Clear(ATTR_NOSUID, true)),
-        ("rsymfollow", Clear(ATTR_NOSYMFOLLOW, true)),
+        ("rstrictatime", Atime(attr::STRICTATIME, true)),
+        ("rsuid", Clear(attr::NOSUID, true)),
+        ("rsymfollow", Clear(attr::NOSYMFOLLOW, true)),
         ("runbindable", propagate(P::Unbindable, true)),
-        ("rw", Clear(ATTR_RDONLY, false)),
+        ("rw", Clear(attr::RDONLY, false)),
         ("shared", propagate(P::Shared, false)),
         ("silent", SuperSet(libc::MS_SILENT)),
         ("slave", propagate(P::Slave, false)),
-        ("strictatime", Atime(ATTR_STRICTATIME, false)),
-        ("suid", Clear(ATTR_NOSUID, false)),
-        ("symfollow", Clear(ATTR_NOSYMFOLLOW, false)),
+        ("strictatime", Atime(attr::STRICTATIME, false)),
+        ("suid", Clear(attr::NOSUID, false)),
+        ("symfollow", Clear(attr::NOSYMFOLLOW, false)),
         ("sync", SuperSet(libc::MS_SYNCHRONOUS)),
         ("tmpcopyup", Copyup),
         ("unbindable", propagate(P::Unbindable, false)),
@@ -295,21 +277,21 @@ impl MountOptions {
             }
             Meaning::Atime(value, recursive) => {
                 let (set, clear) = self.attributes(recursive);
-                *set = *set & !ATTR_ATIME_MASK | value;
-                *clear |= ATTR_ATIME_MASK;
+                *set = *set & !attr::ATIME | value;
+                *clear |= attr::ATIME;
             }
             Meaning::NotAtime(value, recursive) => {
                 let (set, clear) = self.attributes(recursive);
-                let chosen = *clear & ATTR_ATIME_MASK != 0;
+                let chosen = *clear & attr::ATIME != 0;
                 match (chosen, value) {
                     // norelatime: relatime is the default anyway; only an earlier choice goes.
-                    (true, 0) if *set & ATTR_ATIME_MASK == 0 => *clear &= !ATTR_ATIME_MASK,
+                    (true, 0) if *set & attr::ATIME == 0 => *clear &= !attr::ATIME,
                     // Another value was chosen, which this option says nothing against.
-                    (true, value) if *set & ATTR_ATIME_MASK != value => {}
+                    (true, value) if *set & attr::ATIME != value => {}
                     (_, 0) => {}
                     _ => {
-                        *set &= !ATTR_ATIME_MASK;
-                        *clear |= ATTR_ATIME_MASK;
+                        *set &= !attr::ATIME;
+                        *clear |= attr::ATIME;
                     }
                 }
             }
@@ -457,12 +439,9 @@ mod tests {
                 (parsed.set, parsed.clear),
                 (parsed.recursive_set, parsed.recursive_clear),
             ] {
-                let mask = clear & ATTR_ATIME_MASK;
-                assert!(mask == 0 || mask == ATTR_ATIME_MASK, "{name}");
-                assert!(
-                    set & ATTR_ATIME_MASK == 0 || mask == ATTR_ATIME_MASK,
-                    "{name}"
-                );
+                let mask = clear & attr::ATIME;
+                assert!(mask == 0 || mask == attr::ATIME, "{name}");
+                assert!(set & attr::ATIME == 0 || mask == attr::ATIME, "{name}");
             }
         }
     }

@@ -7,23 +7,23 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 /// `MOUNT_ATTR_RDONLY` and its like, of linux/mount.h.
 pub mod attr {
     /// Read-only.
-    pub const RDONLY: u64 = 0x1;
+    pub const RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
     /// Set-user-ID bits and file capabilities do nothing.
-    pub const NOSUID: u64 = 0x2;
+    pub const NOSUID: u64 = libc::MOUNT_ATTR_NOSUID;
     /// Device nodes do nothing.
-    pub const NODEV: u64 = 0x4;
+    pub const NODEV: u64 = libc::MOUNT_ATTR_NODEV;
     /// Programs cannot be executed.
-    pub const NOEXEC: u64 = 0x8;
+    pub const NOEXEC: u64 = libc::MOUNT_ATTR_NOEXEC;
     /// The field of the access-time modes; cleared as a whole when one is set.
-    pub const ATIME: u64 = 0x70;
+    pub const ATIME: u64 = libc::MOUNT_ATTR__ATIME;
     /// Access times are never updated.
-    pub const NOATIME: u64 = 0x10;
+    pub const NOATIME: u64 = libc::MOUNT_ATTR_NOATIME;
     /// Access times are always updated.
-    pub const STRICTATIME: u64 = 0x20;
+    pub const STRICTATIME: u64 = libc::MOUNT_ATTR_STRICTATIME;
     /// Access times of directories are not updated.
-    pub const NODIRATIME: u64 = 0x80;
+    pub const NODIRATIME: u64 = libc::MOUNT_ATTR_NODIRATIME;
     /// Symbolic links are not followed.
-    pub const NOSYMFOLLOW: u64 = 0x20_0000;
+    pub const NOSYMFOLLOW: u64 = libc::MOUNT_ATTR_NOSYMFOLLOW;
 }
 
 const OPEN_TREE_CLONE: u32 = 1;
