@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, getpid};
+use nix::unistd::getpid;
 use serde::{Deserialize, Serialize};
 
 use super::fs;
 use super::hierarchies::Mode;
 use super::plan::{CgroupPlan, Version};
 use crate::error::{Error, Kind, Result};
+use crate::sys::process;
 
 /// How long to wait for processes that were killed to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -144,16 +144,23 @@ impl Placed {
         Ok(found.into_iter().collect())
     }
 
-    /// Sends `signal` to every process of the container.
+    /// Sends signal number `signal` to every process of the container; real-time signals too. This
+    /// process and PID 1 are never among them.
     ///
     /// # Errors
     /// The processes cannot be listed, or one cannot be signalled; the others still are.
-    pub fn signal_all(&self, signal: Signal) -> Result<()> {
+    pub fn signal_all(&self, signal: i32) -> Result<()> {
         let mut failed = None;
         for pid in self.victims()? {
-            match kill(Pid::from_raw(pid), signal) {
+            match process::kill(pid, signal) {
                 Ok(()) | Err(Errno::ESRCH) => {}
-                Err(errno) => failed = Some(Error::os("signal process", pid.to_string(), errno)),
+                Err(errno) => {
+                    failed = Some(Error::os(
+                        format!("send signal {signal} to"),
+                        format!("process {pid}"),
+                        errno,
+                    ))
+                }
             }
         }
         failed.map_or(Ok(()), Err)
@@ -198,7 +205,7 @@ impl Placed {
             for freezer in freezers.collect::<Vec<_>>() {
                 let _ = fs::wait_until(FREEZE_LIMIT, || Ok::<_, Errno>(freezer.froze()));
             }
-            let sent = self.signal_all(Signal::SIGKILL);
+            let sent = self.signal_all(libc::SIGKILL);
             for dir in &self.dirs {
                 dir.freeze(false);
             }

@@ -10,6 +10,7 @@ use super::hierarchies::{Hierarchies, Mode};
 use super::limits;
 use super::readback::Check;
 use crate::error::{Error, Result};
+use crate::spec::names;
 
 /// Which kind of hierarchy a directory is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,8 +168,12 @@ pub fn plan(linux: Option<&Linux>, id: &str, host: &Hierarchies) -> Result<Cgrou
     if asked.contains('\0') {
         return Err(Error::spec("linux.cgroupsPath", "holds a NUL character"));
     }
-    let asked = if clean(asked).is_empty() { id } else { asked };
-    let inner = clean(asked);
+    let asked = if names::clean(asked).is_empty() {
+        id
+    } else {
+        asked
+    };
+    let inner = names::clean(asked);
     let absolute = asked.starts_with('/');
     let mut dirs = Vec::with_capacity(host.v1.len() + 1);
     for v1 in &host.v1 {
@@ -210,24 +215,9 @@ pub fn plan(linux: Option<&Linux>, id: &str, host: &Hierarchies) -> Result<Cgrou
     Ok(plan)
 }
 
-/// A path below the root, without empty, `.` and `..` parts, and without a slash at either end.
-fn clean(path: &str) -> String {
-    let mut parts: Vec<&str> = Vec::new();
-    for part in path.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => {
-                parts.pop();
-            }
-            part => parts.push(part),
-        }
-    }
-    parts.join("/")
-}
-
 fn join(mount: &Path, base: &str, inner: &str) -> PathBuf {
     let mut path = mount.to_path_buf();
-    for part in [clean(base).as_str(), inner] {
+    for part in [names::clean(base).as_str(), inner] {
         if !part.is_empty() {
             path.push(part);
         }
@@ -250,7 +240,7 @@ mod tests {
             ("/../../../..", ""),
             ("system.slice:foo:bar", "system.slice:foo:bar"),
         ] {
-            assert_eq!(clean(path), want, "{path}");
+            assert_eq!(names::clean(path), want, "{path}");
         }
     }
 }

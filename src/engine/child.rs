@@ -55,6 +55,8 @@ struct Child<'a> {
     /// Mounts of the new namespace are shared with the host's.
     shared: bool,
     started: bool,
+    /// The file mode creation mask of the runtime's caller, for hooks.
+    umask: Mode,
     /// The working directory that root may not enter; the user may.
     enter_as_user: Option<String>,
 }
@@ -70,6 +72,7 @@ pub fn run(plan: &Plan, inherited: Inherited) -> ! {
         program: String::new(),
         shared: false,
         started: false,
+        umask: Mode::from_bits_truncate(0o022),
         enter_as_user: None,
     };
     let failure = match child.walk() {
@@ -246,7 +249,7 @@ impl Child<'_> {
                 let opened = self.inherited.opened.remove(&number);
                 self.root = Some(mounts::open_root(path, opened, self.shared)?);
                 // Modes of device nodes and mount points are those that are asked for.
-                nix::sys::stat::umask(Mode::empty());
+                self.umask = nix::sys::stat::umask(Mode::empty());
                 Ok(())
             }
             Action::Mount(mount) => {
@@ -325,7 +328,10 @@ impl Child<'_> {
                 other => other,
             },
             Action::CloseFrom { first } => {
-                // Nothing of the file system is needed from here on.
+                // Nothing of the file system, nor of /proc/self, is needed from here on: while it waits
+                // for `start`, nobody with the same ids looks into this process (the exec ends that).
+                process::dumpable(false)
+                    .map_err(|errno| Error::os("hide", "the waiting process", errno))?;
                 self.root = None;
                 self.masks = None;
                 crate::sys::fs::cloexec_from(*first)
@@ -355,12 +361,14 @@ impl Child<'_> {
             bundle: &plan.bundle,
             annotations: &plan.annotations,
         };
-        let cwd = if pivoted {
-            Path::new("/")
-        } else {
-            &plan.bundle
-        };
-        hooks::run_all(stage, hooks, &state, cwd)
+        if pivoted {
+            return hooks::run_all(stage, hooks, &state, Path::new("/"));
+        }
+        // It works on the host's files, and this process's mask is that of making device nodes.
+        let mask = nix::sys::stat::umask(self.umask);
+        let result = hooks::run_all(stage, hooks, &state, &plan.bundle);
+        nix::sys::stat::umask(mask);
+        result
     }
 
     fn find_program(&mut self) -> Result<()> {

@@ -164,7 +164,7 @@ pub fn kill(store: &Store, id: &str, signal: i32, all: bool) -> Result<()> {
         Status::Created | Status::Running | Status::Paused | Status::Creating
     );
     if all && let Some(placed) = placed(&record) {
-        return signal_all(&placed, signal);
+        return placed.signal_all(signal);
     }
     match record.pid {
         Some(pid) if alive => signal_checked(pid, record.pid_start, signal),
@@ -199,22 +199,6 @@ fn signal_checked(pid: i32, start: u64, signal: i32) -> Result<()> {
         }
         Err(errno) => Err(fail(errno)),
     }
-}
-
-fn signal_all(placed: &Placed, signal: i32) -> Result<()> {
-    for pid in placed.processes()? {
-        match process::kill(pid, signal) {
-            Ok(()) | Err(Errno::ESRCH) => {}
-            Err(errno) => {
-                return Err(Error::os(
-                    format!("send signal {signal} to"),
-                    format!("process {pid}"),
-                    errno,
-                ));
-            }
-        }
-    }
-    Ok(())
 }
 
 fn placed(record: &Record) -> Option<Placed> {

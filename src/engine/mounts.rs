@@ -90,8 +90,7 @@ pub(super) fn check_over_proc(
         Err(failed(mount, "mount", Errno::EPERM)
             .remedy("nothing but lxcfs' files may be mounted inside /proc"))
     };
-    let named = mount.target.trim_end_matches('/') == "/proc";
-    if named {
+    if mount.target == "/proc" {
         return match source {
             Some(source) if !on_proc(source)? => refuse(),
             _ => Ok(()),

@@ -9,6 +9,7 @@ use super::step::{Action, Device, Mount, MountKind, Otherwise, Step};
 use crate::cgroup;
 use crate::error::{Error, Result};
 use crate::spec::mounts::{MountOptions, parse_mount, propagation};
+use crate::spec::names;
 
 /// The devices that every container has (config-linux.md, "Default Devices"): name and number.
 const DEFAULT_DEVICES: [(&str, u64, u64); 6] = [
@@ -76,17 +77,9 @@ fn host_dev(context: &Context<'_>) -> bool {
                 .iter()
                 .flatten()
                 .any(|o| o == "bind" || o == "rbind");
-        bind && clean(&mount.destination().to_string_lossy()) == "/dev"
+        bind && resolved(&mount.destination().to_string_lossy()) == "/dev"
     };
     context.spec.mounts().iter().flatten().any(dev)
-}
-
-fn clean(path: &str) -> String {
-    let parts: Vec<&str> = path
-        .split('/')
-        .filter(|p| !p.is_empty() && *p != ".")
-        .collect();
-    format!("/{}", parts.join("/"))
 }
 
 fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
@@ -128,7 +121,8 @@ fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
     };
     let planned = Mount {
         field,
-        target: mount.destination().to_string_lossy().into_owned(),
+        // In one form, so that the engine knows /proc by its name however it is written.
+        target: resolved(&mount.destination().to_string_lossy()),
         what,
         set: options.set,
         clear: options.clear,
@@ -199,19 +193,9 @@ fn check_over_proc(field: &str, mount: &SpecMount, options: &MountOptions) -> Re
     }
 }
 
-/// A path without `.`, `..` and double slashes, as if there were no links.
+/// A path of config.json as an absolute one without `.`, `..` and double slashes, as runc takes it.
 fn resolved(path: &str) -> String {
-    let mut parts: Vec<&str> = Vec::new();
-    for part in path.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => {
-                parts.pop();
-            }
-            part => parts.push(part),
-        }
-    }
-    format!("/{}", parts.join("/"))
+    format!("/{}", names::clean(path))
 }
 
 fn shown_source(source: &Path, fstype: &str) -> String {
@@ -239,7 +223,7 @@ fn devices(context: &Context<'_>) -> Vec<Step> {
         .flatten()
         .map(device)
         .collect();
-    let named = |path: &str| listed.iter().any(|device| clean(&device.path) == path);
+    let named = |path: &str| listed.iter().any(|device| resolved(&device.path) == path);
     let defaults = DEFAULT_DEVICES.map(default);
     let all = defaults.into_iter().filter(|device| !named(&device.path));
     let user_namespace = context.has(libc::CLONE_NEWUSER);
@@ -286,7 +270,7 @@ fn device(device: &LinuxDevice) -> Device {
 pub(super) fn finish(context: &Context<'_>, process: &SpecProcess) -> Vec<Step> {
     let cwd = process.cwd().to_string_lossy().into_owned();
     let mut steps: Vec<Step> = Vec::new();
-    if clean(&cwd) != "/" {
+    if !cwd.trim_matches('/').is_empty() {
         steps.push(Action::CreateCwd { path: cwd }.into());
     }
     let readonly = context.linux.readonly_paths().iter().flatten();

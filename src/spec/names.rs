@@ -220,6 +220,21 @@ pub fn sysctl_file(key: &str) -> Option<PathBuf> {
     }
 }
 
+/// A path as if there were no links: below the root, without empty, `.` and `..` parts, and without a slash at either end.
+pub fn clean(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
 fn swap_separator(character: char) -> char {
     match character {
         '.' => '/',

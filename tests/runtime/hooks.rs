@@ -403,3 +403,34 @@ fn hooks_start_with_no_signal_blocked() {
     );
     bundle.run().ok();
 }
+
+/// A hook writes files on the host: a mask of 0 would let everybody write them.
+#[test]
+fn hooks_have_the_callers_umask() {
+    let mut bundle = Bundle::new();
+    let file = bundle.host("umask").to_str().unwrap().to_string();
+    for stage in [
+        "prestart",
+        "createRuntime",
+        "createContainer",
+        "poststart",
+        "poststop",
+    ] {
+        let text = format!("echo {stage} $(umask) >> {file}");
+        bundle.set(
+            &format!("/hooks/{stage}"),
+            json!([{"path": "/bin/sh", "args": ["sh", "-c", text], "env": ["PATH=/usr/bin:/bin"]}]),
+        );
+    }
+    bundle.run().ok();
+    let own = fs::read_to_string("/proc/self/status").unwrap();
+    let own = own
+        .lines()
+        .find_map(|line| line.strip_prefix("Umask:\t"))
+        .unwrap();
+    let text = fs::read_to_string(bundle.host("umask")).unwrap();
+    assert_eq!(text.lines().count(), 5, "{text}");
+    for line in text.lines() {
+        assert!(line.ends_with(&format!(" {own}")), "{text}");
+    }
+}

@@ -458,6 +458,27 @@ fn nothing_else_may_be_mounted_over_proc() {
     assert!(accepted.is_empty(), "{accepted:#?}");
 }
 
+/// The same where no procfs is there yet, and with /proc written in other ways.
+#[test]
+fn a_directory_is_no_proc_however_it_is_written() {
+    for target in ["/proc", "proc", "//proc", "/./proc/", "/dev/../proc"] {
+        let mut bundle = Bundle::sh("echo ran");
+        bundle
+            .set("/linux/maskedPaths", json!([]))
+            .set("/linux/readonlyPaths", json!([]));
+        bundle.config["mounts"]
+            .as_array_mut()
+            .unwrap()
+            .retain(|mount| mount["destination"] != "/proc");
+        fs::create_dir(bundle.host("fake")).unwrap();
+        let source = bundle.host("fake").to_str().unwrap().to_string();
+        bundle.mount(target, "bind", &source, &["bind"]);
+        let out = bundle.run().code(1);
+        assert!(out.stderr.contains("/proc"), "{target}: {out:#?}");
+        bundle.assert_gone();
+    }
+}
+
 #[test]
 fn files_that_lxcfs_replaces_may_be_mounted_in_proc() {
     let mut bundle = Bundle::sh("cat /proc/cpuinfo /proc/meminfo /proc/stat /proc/uptime");
