@@ -244,7 +244,7 @@ impl Making<'_> {
                 Some(channel) => channel.hear().map_err(fail)?,
                 None => None,
             };
-            match heard {
+            match heard.map(|(message, _)| message) {
                 Some(FromChild::Degraded(degradation)) => report(&degradation, record)?,
                 Some(FromChild::HostHooks) => {
                     self.host_hooks()?;

@@ -21,14 +21,15 @@
 //!
 //! Either side that finds the other gone gives up: the child exits, the parent cleans up.
 
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::plan::Degradation;
+use crate::sys::socket::{recv_with_fds, send_with_fds};
 
 /// What the child says.
 #[derive(Debug, Serialize, Deserialize)]
@@ -74,24 +75,32 @@ impl End {
         nix::unistd::write(&self.0, &body).map(drop)
     }
 
-    /// The parent hears what the child says; nothing: the child's end is closed.
+    /// The child tells the parent, and gives it copies of descriptors. Only for steps before the seccomp
+    /// filter, which may deny sendmsg.
     ///
     /// # Errors
-    /// Those of recv(2); EBADMSG for what is no message.
-    pub fn hear(&self) -> nix::Result<Option<FromChild>> {
+    /// EPIPE when the parent is gone.
+    pub fn tell_with(&self, message: &FromChild, fds: &[BorrowedFd<'_>]) -> nix::Result<()> {
+        let body = serde_json::to_vec(message).map_err(|_| Errno::EINVAL)?;
+        send_with_fds(self.fd(), &body, fds).map(drop)
+    }
+
+    /// The parent hears what the child says, with the descriptors that came with it; nothing: the
+    /// child's end is closed.
+    ///
+    /// # Errors
+    /// Those of recvmsg(2); EBADMSG for what is no message.
+    pub fn hear(&self) -> nix::Result<Option<(FromChild, Vec<OwnedFd>)>> {
         let mut buffer = vec![0u8; 64 * 1024];
-        let n = loop {
-            match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-                Err(Errno::EINTR) => {}
-                Err(Errno::ECONNRESET) => return Ok(None),
-                other => break other?,
-            }
+        let (n, fds) = match recv_with_fds(self.fd(), &mut buffer) {
+            Err(Errno::ECONNRESET) => return Ok(None),
+            other => other?,
         };
         if n == 0 {
             return Ok(None);
         }
         serde_json::from_slice(&buffer[..n])
-            .map(Some)
+            .map(|message| Some((message, fds)))
             .map_err(|_| Errno::EBADMSG)
     }
 
@@ -100,10 +109,18 @@ impl End {
     /// # Errors
     /// EPIPE when the child is gone.
     pub fn go(&self) -> nix::Result<()> {
-        send(self.0.as_raw_fd(), b"G", MsgFlags::MSG_NOSIGNAL).map(drop)
+        self.go_with(&[])
     }
 
-    /// The child waits for [`End::go`].
+    /// The parent lets the child go on, and gives it copies of descriptors.
+    ///
+    /// # Errors
+    /// EPIPE when the child is gone.
+    pub fn go_with(&self, fds: &[BorrowedFd<'_>]) -> nix::Result<()> {
+        send_with_fds(self.fd(), b"G", fds).map(drop)
+    }
+
+    /// The child waits for [`End::go`]. By read(2), which every useful seccomp filter allows.
     ///
     /// # Errors
     /// EPIPE when the parent is gone.
@@ -116,6 +133,18 @@ impl End {
                 Ok(_) => return Err(Errno::EPIPE),
                 Err(errno) => return Err(errno),
             }
+        }
+    }
+
+    /// The child waits for [`End::go_with`]: the descriptors. Only before the seccomp filter.
+    ///
+    /// # Errors
+    /// EPIPE when the parent is gone.
+    pub fn wait_with(&self) -> nix::Result<Vec<OwnedFd>> {
+        let mut byte = [0u8; 1];
+        match recv_with_fds(self.fd(), &mut byte)? {
+            (1, fds) => Ok(fds),
+            _ => Err(Errno::EPIPE),
         }
     }
 
