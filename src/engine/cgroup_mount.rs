@@ -1,5 +1,6 @@
 //! The mount of type cgroup: what the container sees of its cgroups.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -60,7 +61,7 @@ fn one(
                 .map(parameter)
                 .collect(),
         };
-        match mounts::mount(root, &made, None) {
+        match mounts::mount(root, &made, &nothing) {
             Err(error) if matches!(error.errno(), Some(Errno::EPERM | Errno::EBUSY)) => {}
             other => return other,
         }
@@ -69,7 +70,12 @@ fn one(
         source: bind.to_path_buf(),
         recursive: false,
     };
-    mounts::mount(root, &made, None)
+    mounts::mount(root, &made, &nothing)
+}
+
+/// The directories of cgroups are open to everybody: nothing to ask the parent for.
+fn nothing() -> Result<Vec<OwnedFd>> {
+    Err(Error::os("open", "the cgroup's directory", Errno::EACCES))
 }
 
 fn parameter(text: &str) -> (String, Option<String>) {
@@ -98,7 +104,7 @@ fn tree(
         recursive_clear: 0,
         ..mount.clone()
     };
-    mounts::mount(root, &base, None)?;
+    mounts::mount(root, &base, &nothing)?;
     for entry in entries {
         let target = format!("{}/{}", mount.target, entry.name);
         root.open_or_make(&target, Make::Directory)

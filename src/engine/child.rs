@@ -4,9 +4,8 @@
 //! decides nothing: a step is done, or one of its alternatives, or the child says what failed and
 //! ends.
 
-use std::collections::BTreeMap;
 use std::ffi::CString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -35,8 +34,6 @@ pub struct Inherited {
     pub fifo: Option<OwnedFd>,
     /// `create`: where failures after `start` are told.
     pub late: Option<OwnedFd>,
-    /// Detached trees of mount sources, by the number of the step.
-    pub opened: BTreeMap<usize, OwnedFd>,
     /// The v1 cgroups to enter.
     pub entry: Option<cgroup::Entry>,
     /// The parent has something to do before the first step: maps, a move to the cgroup.
@@ -139,13 +136,7 @@ impl Child<'_> {
         use std::os::fd::AsRawFd;
         let own = &self.inherited;
         let mut keep: Vec<i32> = vec![own.sync.fd().as_raw_fd()];
-        keep.extend(
-            own.fifo
-                .iter()
-                .chain(&own.late)
-                .chain(own.opened.values())
-                .map(AsRawFd::as_raw_fd),
-        );
+        keep.extend(own.fifo.iter().chain(&own.late).map(AsRawFd::as_raw_fd));
         let first = 3 + self.plan.preserve_fds;
         crate::sys::fs::close_from(first, keep)
             .map_err(|errno| Error::os("close", "the parent's descriptors", errno))
@@ -238,6 +229,16 @@ impl Child<'_> {
             .map_err(|errno| Error::os("wait for", what, errno))
     }
 
+    /// The source of step `number` from the parent, who may open it, or as only the parent can open it.
+    fn ask_for_source(&self, number: usize) -> Result<Vec<OwnedFd>> {
+        let [mounts, users] = super::sources::namespaces()?;
+        let sync = &self.inherited.sync;
+        let ask = FromChild::Source(number);
+        sync.tell_with(&ask, &[mounts.as_fd(), users.as_fd()])
+            .and_then(|()| sync.wait_with())
+            .map_err(|errno| Error::os("ask for", "the source of a mount", errno))
+    }
+
     /// Steps on mounts and files.
     fn files(&mut self, number: usize, action: &Action) -> Result<()> {
         match action {
@@ -246,15 +247,14 @@ impl Child<'_> {
                 mounts::root_propagation(*flags)
             }
             Action::OpenRoot { path } => {
-                let opened = self.inherited.opened.remove(&number);
-                self.root = Some(mounts::open_root(path, opened, self.shared)?);
+                let ask = || self.ask_for_source(number);
+                self.root = Some(mounts::open_root(path, self.shared, &ask)?);
                 // Modes of device nodes and mount points are those that are asked for.
                 self.umask = nix::sys::stat::umask(Mode::empty());
                 Ok(())
             }
             Action::Mount(mount) => {
-                let opened = self.inherited.opened.remove(&number);
-                mounts::mount(self.root()?, mount, opened)
+                mounts::mount(self.root()?, mount, &|| self.ask_for_source(number))
             }
             Action::MountCgroup { mount, view } => {
                 super::cgroup_mount::mount(self.root()?, mount, view)

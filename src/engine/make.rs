@@ -1,7 +1,6 @@
 //! The parent's side of making a container: record, cgroup, birth, hooks; and taking all of it back
 //! when something fails.
 
-use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -15,11 +14,11 @@ use nix::unistd::Pid;
 use super::child::{self, Inherited};
 use super::hooks::{self, HookState};
 use super::sync::{self, End, FromChild};
-use super::{Request, lifecycle, mounts};
+use super::{Request, lifecycle};
 use crate::cgroup::{Cgroup, Placed};
 use crate::error::{Error, Kind, Result};
 use crate::log;
-use crate::plan::{Action, Asked, Degradation, IdMap, MountKind, Plan};
+use crate::plan::{Asked, Degradation, IdMap, Plan};
 use crate::spec::Loaded;
 use crate::state::{Dir, Phase, Record, start_time};
 use crate::sys::clone::{Born, clone_old, clone3, single_threaded};
@@ -244,8 +243,13 @@ impl Making<'_> {
                 Some(channel) => channel.hear().map_err(fail)?,
                 None => None,
             };
-            match heard.map(|(message, _)| message) {
+            let (message, fds) = heard.unzip();
+            match message {
                 Some(FromChild::Degraded(degradation)) => report(&degradation, record)?,
+                Some(FromChild::Source(number)) => {
+                    let namespaces = fds.unwrap_or_default();
+                    self.answer(&super::sources::provide(self.plan, number, &namespaces)?)?;
+                }
                 Some(FromChild::HostHooks) => {
                     self.host_hooks()?;
                     self.go()?;
@@ -267,9 +271,15 @@ impl Making<'_> {
     }
 
     fn go(&self) -> Result<()> {
+        self.answer(&[])
+    }
+
+    /// Lets the child go on, with these descriptors.
+    fn answer(&self, fds: &[OwnedFd]) -> Result<()> {
+        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
         match &self.channel {
             Some(channel) => channel
-                .go()
+                .go_with(&fds)
                 .map_err(|errno| Error::os("tell the child", "to go on", errno)),
             None => Ok(()),
         }
@@ -364,7 +374,8 @@ fn birth_remedy(errno: Errno) -> &'static str {
     }
 }
 
-fn map_text(map: &[IdMap]) -> String {
+/// Maps as /proc/PID/uid_map takes them.
+pub(super) fn map_text(map: &[IdMap]) -> String {
     let lines = map
         .iter()
         .map(|m| format!("{} {} {}\n", m.inside, m.outside, m.count));
@@ -388,14 +399,12 @@ fn inherit(plan: &Plan, dir: &Dir, mode: &Mode, cgroup: &Cgroup) -> Result<(End,
     };
     let entry = Some(cgroup.entry()?);
     let wait = plan.birth.child_waits;
-    let opened = opened(plan)?;
     Ok((
         parent,
         Inherited {
             sync,
             fifo,
             late,
-            opened,
             entry,
             wait,
             signals,
@@ -408,67 +417,6 @@ fn make_fifo(path: &Path) -> Result<OwnedFd> {
     nix::unistd::mkfifo(path, FileMode::from_bits_truncate(0o600)).map_err(fail)?;
     // Both directions: opening never waits, and the reader never sees the end of the file.
     nix::fcntl::open(path, OFlag::O_RDWR | OFlag::O_CLOEXEC, FileMode::empty()).map_err(fail)
-}
-
-/// In a user namespace the child cannot reach sources that only the host's root may: so the parent
-/// copies the trees, and the child attaches those that it cannot copy by itself. The flags of such a
-/// copy are not locked for the container, so there is none where one of its mounts is restricted: the
-/// child then says that it cannot reach the source.
-fn opened(plan: &Plan) -> Result<BTreeMap<usize, OwnedFd>> {
-    let mut opened = BTreeMap::new();
-    if plan.birth.uid_map.is_empty() {
-        return Ok(opened);
-    }
-    for (number, step) in plan.steps.iter().enumerate() {
-        let (source, recursive) = match &step.action {
-            Action::OpenRoot { path } => (path, true),
-            Action::Mount(mount) => match &mount.what {
-                MountKind::Bind { source, recursive } => (source, *recursive),
-                MountKind::Fresh { .. } => continue,
-            },
-            _ => continue,
-        };
-        // A failure is told by the step itself, with its field.
-        if let Ok(tree) = mounts::open_source(source, recursive)
-            && unrestricted(&tree)
-            && !(recursive && has_mounts_below(source))
-            && crate::sys::mount::mount_setattr(&tree, true, 0, 0, libc::MS_SLAVE).is_ok()
-        {
-            opened.insert(number, tree);
-        }
-    }
-    Ok(opened)
-}
-
-/// Whether the mount of `tree` is neither read-only nor nosuid, nodev or noexec.
-fn unrestricted(tree: &OwnedFd) -> bool {
-    use nix::sys::statvfs::{FsFlags, fstatvfs};
-    let restricting =
-        FsFlags::ST_RDONLY | FsFlags::ST_NOSUID | FsFlags::ST_NODEV | FsFlags::ST_NOEXEC;
-    fstatvfs(tree).is_ok_and(|stat| !stat.flags().intersects(restricting))
-}
-
-/// Whether anything is mounted below `path`; true when that cannot be told.
-fn has_mounts_below(path: &Path) -> bool {
-    let (Ok(path), Ok(table)) = (
-        path.canonicalize(),
-        std::fs::read_to_string("/proc/self/mountinfo"),
-    ) else {
-        return true;
-    };
-    // Field 5 is the mount point, with blanks and the like as octal numbers (proc(5)); a path that
-    // holds such characters is taken for one with mounts below.
-    let path = path.to_string_lossy();
-    path.contains(char::is_whitespace)
-        || path.contains('\\')
-        || table
-            .lines()
-            .filter_map(|line| line.split(' ').nth(4))
-            .any(|point| {
-                point
-                    .strip_prefix(path.trim_end_matches('/'))
-                    .is_some_and(|rest| rest.starts_with('/'))
-            })
 }
 
 /// Tells a degradation: a warning, and an entry in the record.

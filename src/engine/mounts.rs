@@ -28,18 +28,21 @@ use crate::sys::mount::{
 
 const MS_REC: u64 = libc::MS_REC;
 
-/// Does one mount of config.json. `opened` is the source's detached tree, where the parent opened it.
+/// A way to get sources that this process cannot open from the parent ([`super::sources`]).
+pub type Ask<'a> = &'a dyn Fn() -> Result<Vec<OwnedFd>>;
+
+/// Does one mount of config.json.
 ///
 /// # Errors
 /// A sentence with the entry's field, source, target and errno.
-pub fn mount(root: &Root, mount: &Mount, opened: Option<OwnedFd>) -> Result<()> {
+pub fn mount(root: &Root, mount: &Mount, ask: Ask<'_>) -> Result<()> {
     match &mount.what {
         MountKind::Fresh {
             fstype,
             source,
             data,
         } => fresh(root, mount, fstype, source, data),
-        MountKind::Bind { source, recursive } => bind(root, mount, source, *recursive, opened),
+        MountKind::Bind { source, recursive } => bind(root, mount, source, *recursive, ask),
     }
 }
 
@@ -236,21 +239,23 @@ pub fn open_source(source: &Path, recursive: bool) -> nix::Result<OwnedFd> {
     open_tree_clone(nix::fcntl::AT_FDCWD, &path, recursive)
 }
 
-fn bind(
-    root: &Root,
-    mount: &Mount,
-    source: &Path,
-    recursive: bool,
-    opened: Option<OwnedFd>,
-) -> Result<()> {
+fn bind(root: &Root, mount: &Mount, source: &Path, recursive: bool, ask: Ask<'_>) -> Result<()> {
     let what = format!("bind mount {}", source.display());
-    // The child's own copy first: in a user namespace its mounts carry the host's flags locked, so that
-    // the container cannot take read-only, nodev or nosuid off again. The parent's copy does not, and
-    // serves only where the child may not reach the source.
-    let tree = match (open_source(source, recursive), opened) {
-        (Ok(tree), _) | (Err(Errno::EACCES | Errno::EINVAL), Some(tree)) => tree,
-        (Err(errno), _) if denied(errno) => return old::bind(root, mount, source, recursive),
-        (Err(errno), _) => return Err(failed(mount, &what, errno)),
+    let asked = || {
+        let tree = ask()?.pop();
+        tree.ok_or_else(|| failed(mount, &what, Errno::EBADMSG))
+    };
+    let own = match mount.idmap {
+        None => open_source(source, recursive),
+        // Only the parent may set the maps.
+        Some(_) => Err(Errno::EACCES),
+    };
+    let tree = match own {
+        Ok(tree) => tree,
+        Err(Errno::EACCES) => asked()?,
+        Err(Errno::EINVAL) if !recursive => asked()?,
+        Err(errno) if denied(errno) => return old::bind(root, mount, source, recursive),
+        Err(errno) => return Err(failed(mount, &what, errno)),
     };
     let target = bind_target(root, mount, tree.as_fd())?;
     check_over_proc(mount, &target, Some(tree.as_fd()))?;
@@ -261,7 +266,10 @@ fn bind(
         });
     match moved {
         Ok(()) => spread(root, mount, tree.as_fd()),
-        Err((errno, _)) if denied(errno) => old::bind(root, mount, source, recursive),
+        // Without the maps it would be another mount than the one that is asked for.
+        Err((errno, _)) if denied(errno) && mount.idmap.is_none() => {
+            old::bind(root, mount, source, recursive)
+        }
         Err((errno, what)) => Err(failed(mount, what, errno)),
     }
 }
@@ -308,22 +316,25 @@ pub fn root_propagation(flags: u64) -> Result<()> {
         .map_err(|errno| Error::os("set the mount propagation of", "/", errno))
 }
 
-/// Makes the root file system at `path` a mount of its own and opens it. `opened` is its detached
-/// tree, where the parent opened it. `shared`: mounts of this namespace are shared with the host, so
-/// the mount that holds the root is made private first: what is mounted in the container must not
-/// show up outside, and pivot_root(2) refuses shared parents.
+/// Makes the root file system at `path` a mount of its own and opens it. `shared`: mounts of this
+/// namespace are shared with the host, so the mount that holds the root is made private first: what is
+/// mounted in the container must not show up outside, and pivot_root(2) refuses shared parents.
 ///
 /// # Errors
 /// A sentence with the path and the errno.
-pub fn open_root(path: &Path, opened: Option<OwnedFd>, shared: bool) -> Result<Root> {
+pub fn open_root(path: &Path, shared: bool, ask: Ask<'_>) -> Result<Root> {
     let fail = |errno| Error::os("root.path: bind mount", path.display().to_string(), errno);
     if shared {
         private_parent(path).map_err(fail)?;
     }
-    let place = super::root::open_dir(path)?;
-    let tree = match (open_source(path, true), opened) {
-        (Err(Errno::EACCES | Errno::EINVAL), Some(tree)) => Ok(tree),
-        (own, _) => own,
+    let (tree, place) = match super::root::open_dir(path) {
+        Err(error) if error.errno() == Some(Errno::EACCES) => {
+            match <[OwnedFd; 2]>::try_from(ask()?) {
+                Ok([tree, place]) => (Ok(tree), place),
+                Err(_) => return Err(fail(Errno::EBADMSG)),
+            }
+        }
+        place => (open_source(path, true), place?),
     };
     match tree.and_then(|tree| move_mount(tree.as_fd(), place.as_fd()).map(|()| tree)) {
         Ok(tree) => Ok(Root::new(tree)),

@@ -8,6 +8,9 @@
 //!   maps, cgroup (if child_waits)
 //!   Go      ------------------->   steps...
 //!           <-------------------   Degraded {..}          any number of times
+//!           <-------------------   Source n + namespaces  for sources that the child may not open
+//!   a helper opens it
+//!   Go + descriptors  --------->   steps...
 //!           <-------------------   HostHooks              if there are any
 //!   hooks prestart, createRuntime
 //!   Go      ------------------->   steps...
@@ -36,6 +39,9 @@ use crate::sys::socket::{recv_with_fds, send_with_fds};
 pub enum FromChild {
     /// A step was done in another way.
     Degraded(Degradation),
+    /// The source of the mount of this step, which the child may not open; with descriptors of the
+    /// child's mount and user namespace.
+    Source(usize),
     /// The hooks prestart and createRuntime are due.
     HostHooks,
     /// The child's descriptor number of the seccomp listener.

@@ -143,7 +143,7 @@ impl Stages {
     }
 }
 
-fn id_map(mappings: &Option<Vec<LinuxIdMapping>>) -> Vec<IdMap> {
+pub(super) fn id_map(mappings: &Option<Vec<LinuxIdMapping>>) -> Vec<IdMap> {
     let line = |map: &LinuxIdMapping| IdMap {
         inside: map.container_id(),
         outside: map.host_id(),

@@ -18,8 +18,8 @@ pub use build::{build, oom_otherwise};
 pub use mounts::OVER_PROC;
 pub use print::text;
 pub use step::{
-    Action, Birth, CapSets, Degradation, Device, HostHooks, IdMap, Identity, Mount, MountKind,
-    Otherwise, Process, Step,
+    Action, Birth, CapSets, Degradation, Device, HostHooks, IdMap, IdMapping, Identity, Mount,
+    MountKind, Otherwise, Process, Step,
 };
 
 use crate::cgroup::CgroupPlan;

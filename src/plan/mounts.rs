@@ -4,11 +4,11 @@ use std::path::Path;
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Mount as SpecMount, Process as SpecProcess};
 
-use super::build::{Context, below};
-use super::step::{Action, Device, Mount, MountKind, Otherwise, Step};
+use super::build::{Context, below, id_map};
+use super::step::{Action, Device, IdMapping, Mount, MountKind, Otherwise, Step};
 use crate::cgroup;
 use crate::error::{Error, Result};
-use crate::spec::mounts::{MountOptions, parse_mount, propagation};
+use crate::spec::mounts::{IdMap, MountOptions, parse_mount, propagation};
 use crate::spec::names;
 
 /// The devices that every container has (config-linux.md, "Default Devices"): name and number.
@@ -130,6 +130,7 @@ fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
         recursive_clear: options.recursive_clear,
         copyup: options.tmpcopyup && fstype == "tmpfs",
         propagation: options.propagation.iter().map(|p| p.ms_flags()).collect(),
+        idmap: id_mapping(context, index, mount, &options)?,
     };
     if fstype == "cgroup" && !options.bind {
         let namespace = context.has(libc::CLONE_NEWCGROUP);
@@ -151,6 +152,31 @@ fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
         });
     }
     Ok(step)
+}
+
+/// The maps that a mount shows owners through: its own, or the container's where an option asks for
+/// maps and there are none.
+fn id_mapping(
+    context: &Context<'_>,
+    index: usize,
+    mount: &SpecMount,
+    options: &MountOptions,
+) -> Result<Option<IdMapping>> {
+    let mapping = IdMapping {
+        recursive: options.idmap == Some(IdMap::Ridmap),
+        uid_map: id_map(mount.uid_mappings()),
+        gid_map: id_map(mount.gid_mappings()),
+    };
+    if options.idmap.is_none() && mapping.uid_map.is_empty() {
+        return Ok(None);
+    }
+    if context.host.euid != 0 {
+        return Err(Error::spec(
+            format!("mounts[{index}]"),
+            "id-mapped mounts are not supported for rootless containers",
+        ));
+    }
+    Ok(Some(mapping))
 }
 
 /// What may be mounted over files of /proc: what lxcfs replaces, as runc has it.

@@ -203,7 +203,23 @@ fn flags(mount: &Mount) -> String {
     let deep = deep.map(|(_, name)| format!("r{name}"));
     let spread = mount.propagation.iter().map(|flags| propagation(*flags));
     let copyup = mount.copyup.then(|| "tmpcopyup".to_string());
-    let all: Vec<String> = own.chain(deep).chain(spread).chain(copyup).collect();
+    let idmap = mount.idmap.as_ref().map(|idmap| {
+        let name = if idmap.recursive { "ridmap" } else { "idmap" };
+        let lines = |map: &[super::IdMap]| {
+            let line = |m: &super::IdMap| format!("{}:{}:{}", m.inside, m.outside, m.count);
+            map.iter().map(line).collect::<Vec<_>>().join("+")
+        };
+        match idmap.uid_map.is_empty() {
+            true => format!("{name} as the container"),
+            false => format!("{name} {}/{}", lines(&idmap.uid_map), lines(&idmap.gid_map)),
+        }
+    });
+    let all: Vec<String> = own
+        .chain(deep)
+        .chain(spread)
+        .chain(copyup)
+        .chain(idmap)
+        .collect();
     if all.is_empty() {
         String::new()
     } else {

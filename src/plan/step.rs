@@ -299,6 +299,23 @@ pub struct Mount {
     /// MS_* propagation flags, each applied in turn.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub propagation: Vec<u64>,
+    /// The owners of the files are shown as others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idmap: Option<IdMapping>,
+}
+
+/// Through which maps a bind mount shows the owners of its files: mount_setattr(2), MOUNT_ATTR_IDMAP.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdMapping {
+    /// Also the mounts below.
+    pub recursive: bool,
+    /// Users: `inside` is the id on the file system, `outside` what it is shown as. No line: the maps
+    /// of the container's user namespace.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub uid_map: Vec<IdMap>,
+    /// Groups, likewise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gid_map: Vec<IdMap>,
 }
 
 fn is_zero(n: &u64) -> bool {

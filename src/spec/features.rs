@@ -42,7 +42,7 @@ pub fn features(seccomp: Option<SeccompLists<'_>>) -> Value {
         "ociVersionMin": super::VERSION_MIN,
         "ociVersionMax": super::VERSION_MAX,
         "hooks": names::HOOKS,
-        "mountOptions": mounts::option_names(false).collect::<Vec<_>>(),
+        "mountOptions": mounts::option_names().collect::<Vec<_>>(),
         "linux": {
             "namespaces": names::NAMESPACES.map(|namespace| namespace.name),
             "capabilities": names::CAPABILITIES.map(|(_, name)| name).as_slice(),
@@ -58,7 +58,7 @@ pub fn features(seccomp: Option<SeccompLists<'_>>) -> Value {
             "selinux": { "enabled": false },
             "intelRdt": { "enabled": false, "schemata": false, "monitoring": false },
             "memoryPolicy": { "modes": [], "flags": [] },
-            "mountExtensions": { "idmap": { "enabled": false } },
+            "mountExtensions": { "idmap": { "enabled": true } },
             "netDevices": { "enabled": false },
         },
         "annotations": { "io.isorun.version": env!("CARGO_PKG_VERSION") },

@@ -205,13 +205,9 @@ const OPTIONS: [(&str, Meaning); 62] = {
     ]
 };
 
-/// The option names with a meaning, sorted; with `all` false only those that isorun acts on today.
-pub fn option_names(all: bool) -> impl Iterator<Item = &'static str> {
-    let acted_on = move |meaning: &Meaning| all || !matches!(meaning, Meaning::Map(_));
-    OPTIONS
-        .iter()
-        .filter(move |(_, meaning)| acted_on(meaning))
-        .map(|(name, _)| *name)
+/// The option names with a meaning, sorted.
+pub fn option_names() -> impl Iterator<Item = &'static str> {
+    OPTIONS.iter().map(|(name, _)| *name)
 }
 
 /// Turns `options` into data; `field` is their JSON path, such as `mounts[3].options`.
@@ -387,8 +383,6 @@ mod tests {
     #[test]
     fn table_is_sorted_for_the_search() {
         assert!(OPTIONS.is_sorted_by_key(|(name, _)| *name));
-        // All but idmap and ridmap.
-        assert_eq!(option_names(true).count() - option_names(false).count(), 2);
     }
 
     #[test]
@@ -433,7 +427,7 @@ mod tests {
 
     #[test]
     fn the_kernel_accepts_only_whole_atime_masks() {
-        for name in option_names(true) {
+        for name in option_names() {
             let parsed = parse(&[name]);
             for (set, clear) in [
                 (parsed.set, parsed.clear),
@@ -448,7 +442,7 @@ mod tests {
 
     #[test]
     fn every_name_has_a_meaning_and_is_no_data() {
-        for name in option_names(true) {
+        for name in option_names() {
             let parsed = parse(&[name]);
             assert_eq!(parsed.data, [], "{name}");
             let nothing = ["defaults", "norelatime", "rnorelatime"].contains(&name);

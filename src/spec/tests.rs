@@ -316,7 +316,11 @@ fn features_is_the_type_of_the_specification() {
     assert_eq!(linux.namespaces().as_ref().unwrap().len(), 8);
     assert_eq!(linux.capabilities().as_ref().unwrap().len(), 41);
     let options = typed.mount_options().as_ref().unwrap();
-    assert!(options.contains(&"rro".to_string()) && !options.contains(&"ridmap".to_string()));
+    assert!(options.contains(&"rro".to_string()) && options.contains(&"ridmap".to_string()));
+    assert_eq!(
+        document["linux"]["mountExtensions"]["idmap"]["enabled"],
+        true
+    );
     assert_eq!(document["linux"]["seccomp"]["actions"][0], "SCMP_ACT_ALLOW");
     assert_eq!(
         features(None)["linux"]["seccomp"],

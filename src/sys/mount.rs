@@ -24,6 +24,8 @@ pub mod attr {
     pub const NODIRATIME: u64 = libc::MOUNT_ATTR_NODIRATIME;
     /// Symbolic links are not followed.
     pub const NOSYMFOLLOW: u64 = libc::MOUNT_ATTR_NOSYMFOLLOW;
+    /// Owners are shown through the maps of a user namespace.
+    pub const IDMAP: u64 = libc::MOUNT_ATTR_IDMAP;
 }
 
 const OPEN_TREE_CLONE: u32 = 1;
@@ -164,15 +166,38 @@ pub fn mount_setattr(
         propagation,
         userns_fd: 0,
     };
+    setattr(mount.as_fd(), recursive, &attributes)
+}
+
+/// Shows the owners of the files of a detached mount through the maps of the user namespace that
+/// `userns` refers to (Linux 5.12).
+///
+/// # Errors
+/// EINVAL when the file system cannot do it, EPERM when the mount has other maps already, or the
+/// caller has no CAP_SYS_ADMIN in the user namespace that owns the file system.
+pub fn mount_idmap(
+    mount: BorrowedFd<'_>,
+    recursive: bool,
+    userns: BorrowedFd<'_>,
+) -> nix::Result<()> {
+    let attributes = MountAttr {
+        attr_set: attr::IDMAP,
+        userns_fd: userns.as_raw_fd() as u64,
+        ..MountAttr::default()
+    };
+    setattr(mount, recursive, &attributes)
+}
+
+fn setattr(mount: BorrowedFd<'_>, recursive: bool, attributes: &MountAttr) -> nix::Result<()> {
     let flags = AT_EMPTY_PATH | if recursive { AT_RECURSIVE } else { 0 };
     // SAFETY: a valid string, a struct of the size that is passed.
     super::checked(unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            mount.as_fd().as_raw_fd(),
+            mount.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const attributes,
+            std::ptr::from_ref(attributes),
             std::mem::size_of::<MountAttr>(),
         )
     })

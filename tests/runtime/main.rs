@@ -24,6 +24,7 @@ mod hooks;
 mod isorun_only;
 mod lifecycle;
 mod mounts;
+mod mounts_idmap;
 mod namespaces;
 mod process;
 mod rootfs;

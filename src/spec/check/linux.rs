@@ -127,7 +127,7 @@ fn mappings(spec: &Spec, linux: &Linux) -> Result<()> {
 }
 
 /// The kernel's rules for a map: ranges are not empty, end in 32 bits and do not overlap.
-fn ranges(field: &str, map: &[LinuxIdMapping]) -> Result<()> {
+pub(super) fn ranges(field: &str, map: &[LinuxIdMapping]) -> Result<()> {
     if map.len() > MAX_RANGES {
         let count = map.len();
         return Err(Error::spec(

@@ -220,16 +220,39 @@ fn mount_list(spec: &Spec, notes: &mut Vec<String>) -> Result<()> {
         if let Some(typ) = mount.typ() {
             no_null(field("type"), typ)?;
         }
-        for (name, map) in [
-            ("uidMappings", mount.uid_mappings()),
-            ("gidMappings", mount.gid_mappings()),
-        ] {
-            if map.as_ref().is_some_and(|map| !map.is_empty()) {
-                return Err(later(field(name)));
-            }
-        }
         let options = mounts::parse_mount(index, mount)?;
         mount_options(index, mount, &options)?;
+        id_mapped(spec, index, mount, &options)?;
+    }
+    Ok(())
+}
+
+/// Mounts that show other owners: runc's rules.
+fn id_mapped(
+    spec: &Spec,
+    index: usize,
+    mount: &oci_spec::runtime::Mount,
+    options: &mounts::MountOptions,
+) -> Result<()> {
+    let maps = [
+        ("uidMappings", mount.uid_mappings()),
+        ("gidMappings", mount.gid_mappings()),
+    ];
+    let maps = maps.map(|(name, map)| (name, map.as_deref().unwrap_or_default()));
+    let given = maps.iter().filter(|(_, map)| !map.is_empty()).count();
+    if options.idmap.is_none() && given == 0 {
+        return Ok(());
+    }
+    let refuse = |why: &str| Err(Error::spec(format!("mounts[{index}]"), why));
+    if !options.bind {
+        return refuse("id-mapped mounts are only supported for bind-mounts");
+    }
+    let own = has_namespace(spec, LinuxNamespaceType::User);
+    if given == 1 || given == 0 && !own {
+        return refuse("id-mapped mounts must have both uid and gid mappings specified");
+    }
+    for (name, map) in maps {
+        linux::ranges(&format!("mounts[{index}].{name}"), map)?;
     }
     Ok(())
 }
@@ -248,21 +271,6 @@ fn mount_options(
             None => format!("mounts[{index}].options"),
         }
     };
-    let refuse = |name: &str| {
-        Error::spec(
-            place(&|option| option == name),
-            format!("mount option \"{name}\" is not supported by this version of isorun"),
-        )
-        .remedy("leave it out")
-    };
-    if options.idmap.is_some() {
-        let name = if options.idmap == Some(mounts::IdMap::Idmap) {
-            "idmap"
-        } else {
-            "ridmap"
-        };
-        return Err(refuse(name));
-    }
     let typ = mount.typ().as_deref().unwrap_or_default();
     if options.bind {
         if mount

@@ -2,12 +2,14 @@
 
 mod bundle;
 mod config;
+mod hostmounts;
 mod leaks;
 mod mountinfo;
 mod probe;
 mod run;
 
 pub use bundle::{Bundle, busybox_tree};
+pub use hostmounts::run_after;
 pub use leaks::{cgroups_named, is_zombie, processes_tagged};
 pub use mountinfo::{Mount, mount_at, parse_mountinfo};
 pub use probe::probe;

@@ -219,6 +219,14 @@ fn mounts() {
     let bind = |options: Value| {
         mount(json!({"destination": "/a", "source": "/b", "type": "bind", "options": options}))
     };
+    let map = |size: u32| json!([{"hostID": 1, "containerID": 0, "size": size}]);
+    let bind_with = |members: &[(&str, Value)]| {
+        let mut made = json!({"destination": "/a", "source": "/b", "type": "bind"});
+        for (name, value) in members {
+            made[*name] = value.clone();
+        }
+        mount(made)
+    };
     let tmpfs = |options: Value| {
         mount(json!({"destination": "/a", "source": "x", "type": "tmpfs", "options": options}))
     };
@@ -268,16 +276,6 @@ fn mounts() {
             "mounts[0].options[0]",
             "unknown mount option \"ro\"",
         ),
-        (
-            &bind(json!(["ro", "idmap"])),
-            "mounts[0].options[1]",
-            "\"idmap\" is not supported",
-        ),
-        (
-            &bind(json!(["ridmap"])),
-            "mounts[0].options[0]",
-            "\"ridmap\" is not supported",
-        ),
         (&bind(json!(["a\0b"])), "mounts[0].options[0]", "null byte"),
         (&bind(json!([1])), "mounts[0].options[0]", "invalid type"),
         (
@@ -285,21 +283,26 @@ fn mounts() {
             "mounts[0].options[0]",
             "needs a name",
         ),
+        (&bind(json!(["ridmap"])), "mounts[0]", "both uid and gid"),
         (
-            &[(
-                "/mounts/0/uidMappings",
-                json!([{"hostID": 1, "containerID": 0, "size": 1}]),
-            )],
-            "mounts[0].uidMappings",
-            "not supported",
+            &tmpfs(json!(["idmap"])),
+            "mounts[0]",
+            "only supported for bind",
         ),
         (
-            &[(
-                "/mounts/0/gidMappings",
-                json!([{"hostID": 1, "containerID": 0, "size": 1}]),
-            )],
-            "mounts[0].gidMappings",
-            "not supported",
+            &[("/mounts/0/uidMappings", map(1))],
+            "mounts[0]",
+            "only supported for bind",
+        ),
+        (
+            &bind_with(&[("gidMappings", map(1))]),
+            "mounts[0]",
+            "both uid and gid",
+        ),
+        (
+            &bind_with(&[("gidMappings", map(1)), ("uidMappings", map(0))]),
+            "mounts[0].uidMappings[0].size",
+            "it is 0",
         ),
         (&[("/mounts", json!({}))], "mounts", "invalid type: map"),
     ]);
@@ -309,6 +312,7 @@ fn mounts() {
         &[("/mounts/0/uidMappings", json!([]))],
         &bind(json!(["rbind", "rprivate", "ro", "nosuid"])),
         &bind(Value::Null),
+        &bind_with(&[("gidMappings", map(1)), ("uidMappings", map(2))]),
         &tmpfs(json!(["mode=755", "size=64k", "whatever-the-kernel-knows"])),
         &mount(json!({"destination": "/a", "source": "b", "type": "none", "options": ["bind"]})),
         &mount(json!({"destination": "/a", "type": "none", "options": ["remount", "ro"]})),

@@ -1,0 +1,30 @@
+//! Mounts of the host that a test needs: made in a mount namespace of their own, so that the machine's
+//! table never changes and nothing has to be taken down.
+
+use std::process::Command;
+
+use super::{Bundle, Output, run_command};
+
+/// `run` of the bundle in a mount namespace in which the shell script made mounts first; `$D` is the
+/// bundle's `host` directory, `$B` the bundle's.
+pub fn run_after(bundle: &Bundle, script: &str) -> Output {
+    run_flags_after(bundle, script, &[])
+}
+
+/// The same with flags for `run`.
+pub fn run_flags_after(bundle: &Bundle, script: &str, flags: &[&str]) -> Output {
+    bundle.write();
+    let dir = bundle.bundle_dir().to_str().unwrap().to_string();
+    let mut arguments = vec!["run"];
+    arguments.extend(flags);
+    arguments.extend(["--bundle", &dir, &bundle.id]);
+    let runtime = bundle.command(&arguments);
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-euc"]);
+    command.arg(format!("{script}\nexec \"$@\"")).arg("sh");
+    command.arg(runtime.get_program()).args(runtime.get_args());
+    command.env("D", bundle.host("")).env("B", &dir);
+    command.env("ISORUN_TEST_ID", &bundle.id);
+    command.current_dir(&bundle.dir);
+    run_command(command, &bundle.dir.join("io"))
+}
