@@ -241,7 +241,7 @@ fn what_is_said_to_be_refused_or_ignored_is_by_name() {
         }
         seen += 1;
     }
-    assert!(seen > 40, "{seen}");
+    assert!(seen > 8, "{seen}");
 }
 
 #[test]

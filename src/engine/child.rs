@@ -213,6 +213,10 @@ impl Child<'_> {
             | Action::ReadonlyRoot
             | Action::ReadonlyPath { .. }
             | Action::MaskPath { .. } => self.files(number, action),
+            Action::AllCpus
+            | Action::Scheduler(_)
+            | Action::IoPriority { .. }
+            | Action::Personality { .. } => super::schedule::act(action),
             Action::HostHooks => {
                 self.tell(&FromChild::HostHooks)?;
                 self.wait("the hooks of the host")

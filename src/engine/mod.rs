@@ -22,6 +22,7 @@ mod mounts;
 mod mounts_old;
 mod proc;
 mod root;
+mod schedule;
 mod sources;
 
 use std::path::PathBuf;

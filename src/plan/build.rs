@@ -8,6 +8,7 @@ use oci_spec::runtime::{
 };
 
 use super::mounts;
+use super::schedule;
 use super::step::{Action, Birth, CapSets, HostHooks, IdMap, Identity, Otherwise, Process, Step};
 use super::{Asked, Plan};
 use crate::cgroup::{self, CgroupPlan};
@@ -201,7 +202,7 @@ fn offsets(linux: &Linux) -> Option<Vec<String>> {
 
 /// Steps that come before the file system.
 fn begin(context: &Context<'_>, process: &SpecProcess) -> Vec<Step> {
-    let mut steps: Vec<Step> = vec![Action::NewSession.into()];
+    let mut steps: Vec<Step> = vec![Action::NewSession.into(), schedule::all_cpus()];
     if !context.asked.no_new_keyring {
         steps.push(keyring(&context.asked.id));
     }
@@ -321,6 +322,7 @@ fn to_the_program(
     ];
     let limits = process.rlimits().iter().flatten();
     steps.extend(limits.map(rlimit));
+    steps.extend(schedule::steps(context.linux, process));
     if no_new_privs {
         steps.push(Action::NoNewPrivs.into());
     } else if let Some(program) = filter {

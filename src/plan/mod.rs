@@ -7,6 +7,7 @@
 mod build;
 mod mounts;
 mod print;
+pub mod schedule;
 mod step;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use build::{build, oom_otherwise};
 pub use mounts::OVER_PROC;
 pub use print::text;
+pub use schedule::Scheduling;
 pub use step::{
     Action, Birth, CapSets, Degradation, Device, HostHooks, IdMap, IdMapping, Identity, Mount,
     MountKind, Otherwise, Process, Step,

@@ -83,6 +83,10 @@ fn list(names: &[String]) -> String {
 fn describe(step: &Step, plan: &Plan) -> String {
     match &step.action {
         Action::NewSession => "new session".into(),
+        Action::AllCpus
+        | Action::Scheduler(_)
+        | Action::IoPriority { .. }
+        | Action::Personality { .. } => super::schedule::describe(&step.action),
         Action::SessionKeyring { name } => format!("session keyring {name}"),
         Action::CgroupNamespace => "cgroup namespace, rooted at the container's cgroup".into(),
         Action::TimeNamespace { offsets } => format!("time namespace: {}", offsets.join(", ")),

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use oci_spec::runtime::Hook;
 use serde::{Deserialize, Serialize};
 
+use super::schedule::Scheduling;
 use crate::cgroup::MountView;
 use crate::error::Error;
 
@@ -96,6 +97,26 @@ impl std::fmt::Display for Degradation {
 pub enum Action {
     /// A session and process group of its own: setsid(2).
     NewSession,
+    /// All CPUs that the cgroup allows: sched_setaffinity(2).
+    AllCpus,
+    /// The scheduler's policy and parameters: sched_setattr(2).
+    Scheduler(Scheduling),
+    /// The I/O priority: ioprio_set(2).
+    IoPriority {
+        /// Its class, for people.
+        class: String,
+        /// The number of the class.
+        number: u32,
+        /// 0 to 7, the highest first.
+        level: u32,
+    },
+    /// The execution domain: personality(2).
+    Personality {
+        /// Its name in config.json.
+        name: String,
+        /// PER_* of linux/personality.h.
+        domain: u32,
+    },
     /// A session keyring of its own, so that the caller's keys are not inherited: keyrings(7).
     SessionKeyring {
         /// Its name.

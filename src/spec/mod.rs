@@ -19,11 +19,13 @@
 //! holds table and code together.
 
 pub mod check;
+pub mod cpus;
 pub mod features;
 pub mod mounts;
 pub mod names;
 pub mod parse;
 mod place;
+pub mod spelling;
 pub mod template;
 
 use std::fs::OpenOptions;

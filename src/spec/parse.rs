@@ -8,7 +8,7 @@ use oci_spec::runtime::Spec;
 use serde_ignored::Path;
 use serde_json::Value;
 
-use super::place;
+use super::{place, spelling};
 use crate::error::{Error, Kind, Result};
 
 /// Top-level objects of other platforms than Linux. `freebsd` came with specification 1.3.
@@ -121,6 +121,9 @@ fn normalise(value: &mut Value, notes: &mut Vec<String>) -> bool {
     {
         process.insert("user".into(), Value::Object(serde_json::Map::new()));
         changed = true;
+    }
+    if let Some(process) = top.get_mut("process") {
+        changed |= spelling::process(process);
     }
     if let Some(linux) = top.get_mut("linux").and_then(Value::as_object_mut)
         && linux.get("seccomp").is_some_and(says_nothing)

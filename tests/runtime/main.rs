@@ -29,6 +29,7 @@ mod namespaces;
 mod process;
 mod rootfs;
 mod safety;
+mod scheduling;
 mod seccomp;
 mod signals;
 mod userns;

@@ -42,7 +42,6 @@ pub(super) fn check(spec: &Spec, notes: &mut Vec<String>) -> Result<()> {
                 .is_some_and(|label| !label.is_empty()),
         ),
         ("intelRdt", linux.intel_rdt().is_some()),
-        ("personality", linux.personality().is_some()),
         ("memoryPolicy", linux.memory_policy().is_some()),
         (
             "netDevices",
@@ -55,6 +54,16 @@ pub(super) fn check(spec: &Spec, notes: &mut Vec<String>) -> Result<()> {
         if there {
             return Err(later(format!("linux.{name}")));
         }
+    }
+    if linux
+        .personality()
+        .as_ref()
+        .and_then(|personality| personality.flags().as_ref())
+        .is_some_and(|flags| !flags.is_empty())
+    {
+        notes.push(
+            "linux.personality.flags: ignored, none are defined; runc ignores them too".into(),
+        );
     }
     Ok(())
 }

@@ -8,6 +8,7 @@
 mod hooks;
 mod linux;
 mod process;
+mod schedule;
 #[cfg(test)]
 mod tests;
 

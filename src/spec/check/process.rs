@@ -2,7 +2,7 @@
 
 use oci_spec::runtime::{Linux, LinuxIdMapping, Process};
 
-use super::{later, no_null};
+use super::{later, no_null, schedule};
 use crate::error::{Error, Result};
 use crate::spec::names;
 
@@ -32,23 +32,7 @@ pub(super) fn check(
             return Err(later(format!("process.{name}")));
         }
     }
-    let affinity = process.exec_cpu_affinity().as_ref();
-    for (name, there) in [
-        ("scheduler", process.scheduler().is_some()),
-        ("ioPriority", process.io_priority().is_some()),
-        (
-            "execCPUAffinity",
-            affinity.is_some_and(|cpus| {
-                [cpus.initial(), cpus.cpu_affinity_final()]
-                    .iter()
-                    .any(|list| list.as_ref().is_some_and(|list| !list.is_empty()))
-            }),
-        ),
-    ] {
-        if there {
-            return Err(later(format!("process.{name}")));
-        }
-    }
+    schedule::check(process)?;
     if process
         .command_line()
         .as_ref()

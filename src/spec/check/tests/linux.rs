@@ -366,9 +366,9 @@ fn paths_and_what_comes_later() {
             "not supported",
         ),
         (
-            &[("/linux/personality", json!({"domain": "LINUX32"}))],
-            "linux.personality",
-            "not supported",
+            &[("/linux/personality", json!({"domain": "BSD"}))],
+            "linux.personality.domain",
+            "unknown variant",
         ),
         (
             &[(
@@ -404,8 +404,17 @@ fn paths_and_what_comes_later() {
         &[("/linux/seccomp", json!({"syscalls": []}))],
         &[("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_ALLOW"}))],
     ]);
-    noted(&[(
-        &[("/linux/resources/memory", json!({"useHierarchy": false}))],
-        "linux.resources.memory.useHierarchy: ignored",
-    )]);
+    noted(&[
+        (
+            &[("/linux/resources/memory", json!({"useHierarchy": false}))],
+            "linux.resources.memory.useHierarchy: ignored",
+        ),
+        (
+            &[(
+                "/linux/personality",
+                json!({"domain": "LINUX", "flags": ["x"]}),
+            )],
+            "linux.personality.flags: ignored",
+        ),
+    ]);
 }

@@ -62,24 +62,6 @@ fn process_command() {
             "process.selinuxLabel",
             "not supported",
         ),
-        (
-            &[("/process/scheduler", json!({"policy": "SCHED_OTHER"}))],
-            "process.scheduler",
-            "not supported",
-        ),
-        (
-            &[(
-                "/process/ioPriority",
-                json!({"class": "IOPRIO_CLASS_BE", "priority": 4}),
-            )],
-            "process.ioPriority",
-            "not supported",
-        ),
-        (
-            &[("/process/execCPUAffinity", json!({"initial": "0"}))],
-            "process.execCPUAffinity",
-            "not supported",
-        ),
     ]);
     accepted(&[
         &[("/process/env", json!(["A=", "B=1=2", "C D=ä"]))],
@@ -108,6 +90,80 @@ fn process_command() {
             &[("/process/user/username", json!("x"))],
             "process.user.username: ignored",
         ),
+    ]);
+}
+
+#[test]
+fn process_scheduling() {
+    let scheduler = |value: Value| [("/process/scheduler", value)];
+    let affinity = |value: Value| [("/process/execCPUAffinity", value)];
+    let io = |class: &str, level: i32| {
+        let value = json!({"class": class, "priority": level});
+        [("/process/ioPriority", value)]
+    };
+    refused(&[
+        (&scheduler(json!({})), "process.scheduler.policy", "missing"),
+        (
+            &scheduler(json!({"policy": "SCHED_FROB"})),
+            "process.scheduler.policy",
+            "unknown variant",
+        ),
+        (
+            &scheduler(json!({"policy": "SCHED_OTHER", "nice": -21})),
+            "process.scheduler.nice",
+            "-21 is outside",
+        ),
+        (
+            &scheduler(json!({"policy": "SCHED_IDLE", "priority": 1})),
+            "process.scheduler.priority",
+            "SCHED_FIFO and SCHED_RR only",
+        ),
+        (
+            &scheduler(json!({"policy": "SCHED_RR"})),
+            "process.scheduler.priority",
+            "0 is outside 1 to 99",
+        ),
+        (
+            &scheduler(json!({"policy": "SCHED_RR", "priority": 1, "period": 5})),
+            "process.scheduler.period",
+            "SCHED_DEADLINE only",
+        ),
+        (
+            &scheduler(json!({"policy": "SCHED_OTHER", "flags": ["SCHED_FLAG_FROB"]})),
+            "process.scheduler.flags[0]",
+            "unknown variant",
+        ),
+        (
+            &io("IOPRIO_CLASS_BE", 8),
+            "process.ioPriority.priority",
+            "8 is outside 0 to 7",
+        ),
+        (
+            &io("IOPRIO_CLASS_NONE", 0),
+            "process.ioPriority.class",
+            "unknown variant",
+        ),
+        (
+            &affinity(json!({"initial": "0", "final": "2-1"})),
+            "process.execCPUAffinity.final",
+            "ends before it begins",
+        ),
+        (
+            &affinity(json!({"initial": "9999"})),
+            "process.execCPUAffinity.initial",
+            "is over",
+        ),
+    ]);
+    accepted(&[
+        &scheduler(json!({"policy": "SCHED_OTHER"})),
+        &scheduler(json!({"policy": "SCHED_FIFO", "priority": 99})),
+        &scheduler(
+            json!({"policy": "SCHED_DEADLINE", "runtime": 1, "deadline": 2, "period": 3,
+            "flags": ["SCHED_FLAG_RESET_ON_FORK", "SCHED_FLAG_DL_OVERRUN"]}),
+        ),
+        &io("IOPRIO_CLASS_RT", 0),
+        &affinity(json!({"initial": "0-3,7", "final": ""})),
+        &affinity(json!({"final": " 1, ,2 "})),
     ]);
 }
 
