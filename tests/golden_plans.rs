@@ -141,6 +141,70 @@ fn order_is_what_security_needs() {
     }
 }
 
+/// With labels: the program's after the host's hooks and before the root changes, the mounts' as a
+/// parameter of each file system that takes one.
+#[test]
+fn labels_are_where_they_must_be() {
+    let hosts = json_files(&tests().join("fixtures/hosts"));
+    for (host_name, text) in &hosts {
+        let mut host: Host = serde_json::from_slice(text).unwrap();
+        host.lsm = isorun::host::Lsm {
+            apparmor: true,
+            selinux: true,
+        };
+        let (name, text) = &json_files(&tests().join("fixtures/specs"))
+            .into_iter()
+            .find(|(name, _)| name == "podman")
+            .unwrap();
+        let mut spec: serde_json::Value = serde_json::from_slice(text).unwrap();
+        let hook = serde_json::json!([{"path": "/bin/true"}]);
+        spec["hooks"] = serde_json::json!({"createContainer": hook, "startContainer": hook});
+        // Not every host has their controllers.
+        spec["linux"].as_object_mut().unwrap().remove("resources");
+        spec["process"]["apparmorProfile"] = "profile".into();
+        spec["process"]["selinuxLabel"] = "process:label".into();
+        spec["linux"]["mountLabel"] = "file:label:s0:c1,c2".into();
+        let loaded = loaded(name, spec.to_string().as_bytes());
+        let plan = plan::build(&loaded, &host, &Asked::default())
+            .unwrap_or_else(|error| panic!("{host_name}: {error}"));
+        let steps = serde_json::to_value(&plan.steps).unwrap();
+        let steps = steps.as_array().unwrap();
+        let at = |test: &dyn Fn(&serde_json::Value) -> bool| steps.iter().position(test).unwrap();
+        let label = |kind: &'static str| {
+            at(&move |step| step["step"] == "exec-label" && step["kind"] == kind)
+        };
+        let hooks = at(&|step| step["stage"] == "createContainer");
+        let pivot = at(&|step| step["step"] == "pivot-root");
+        for kind in ["apparmor", "selinux"] {
+            assert!(hooks < label(kind) && label(kind) < pivot, "{host_name}");
+        }
+        assert_eq!(steps[label("apparmor")]["label"], "profile");
+        assert_eq!(steps[label("selinux")]["label"], "process:label");
+        let keyring = at(&|step| step["step"] == "session-keyring");
+        assert_eq!(steps[keyring]["label"], "process:label");
+        let mut labelled = Vec::new();
+        for step in steps {
+            let context = serde_json::json!(["context", "file:label:s0:c1,c2"]);
+            let has = step["data"]
+                .as_array()
+                .is_some_and(|d| d.contains(&context));
+            let fstype = step["fstype"].as_str().unwrap_or_default();
+            let takes_one = !["", "proc", "sysfs", "mqueue", "cgroup2"].contains(&fstype);
+            assert_eq!(has, takes_one, "{host_name}: {step}");
+            if has {
+                labelled.push(fstype.to_string());
+            }
+            if step["step"] == "mask-path" {
+                assert_eq!(step["label"], "file:label:s0:c1,c2");
+            }
+        }
+        assert!(labelled.contains(&"devpts".to_string()), "{labelled:?}");
+        let after = at(&|step| step["step"] == "file-label");
+        assert_eq!(steps[after]["path"], "/dev/mqueue");
+        assert_eq!(steps[after - 1]["fstype"], "mqueue");
+    }
+}
+
 #[test]
 #[ignore = "prints this machine's host for tests/fixtures/hosts"]
 fn capture() {

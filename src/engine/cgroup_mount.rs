@@ -92,11 +92,16 @@ fn tree(
     entries: &[ViewEntry],
     links: &[(String, String)],
 ) -> Result<()> {
+    let mut data = vec![("mode".to_string(), Some("755".to_string()))];
+    if let MountKind::Fresh { data: asked, .. } = &mount.what {
+        // linux.mountLabel is for the tmpfs; cgroup file systems take none.
+        data.extend(asked.iter().filter(|(key, _)| key == "context").cloned());
+    }
     let base = Mount {
         what: MountKind::Fresh {
             fstype: "tmpfs".to_string(),
             source: "tmpfs".to_string(),
-            data: vec![("mode".to_string(), Some("755".to_string()))],
+            data,
         },
         // It has to be filled first; finish() makes it read-only.
         set: mount.set & !attr::RDONLY,

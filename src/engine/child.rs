@@ -16,7 +16,7 @@ use super::hooks::{self, HookState};
 use super::mounts::{self, Masks};
 use super::root::{Make, Root};
 use super::sync::{End, FromChild};
-use super::{devices, identity, proc};
+use super::{devices, identity, labels, proc};
 use crate::cgroup;
 use crate::error::{Error, Kind, Result};
 use crate::plan::{Action, Degradation, Identity, Plan, Step};
@@ -212,11 +212,13 @@ impl Child<'_> {
             | Action::CreateCwd { .. }
             | Action::ReadonlyRoot
             | Action::ReadonlyPath { .. }
+            | Action::FileLabel { .. }
             | Action::MaskPath { .. } => self.files(number, action),
             Action::AllCpus
             | Action::Scheduler(_)
             | Action::IoPriority { .. }
             | Action::Personality { .. } => super::schedule::act(action),
+            Action::ExecLabel { kind, label } => labels::HostProc::open()?.exec_label(*kind, label),
             Action::HostHooks => {
                 self.tell(&FromChild::HostHooks)?;
                 self.wait("the hooks of the host")
@@ -280,9 +282,10 @@ impl Child<'_> {
                 .map_err(|errno| Error::os("process.cwd: make", path, errno)),
             Action::ReadonlyRoot => mounts::readonly_root(self.root()?),
             Action::ReadonlyPath { path } => mounts::readonly_path(self.root()?, path),
-            Action::MaskPath { path } => {
+            Action::FileLabel { path, label } => labels::file(self.root()?, path, label),
+            Action::MaskPath { path, label } => {
                 if self.masks.is_none() {
-                    self.masks = Some(Masks::prepare()?);
+                    self.masks = Some(Masks::prepare(label.as_deref())?);
                 }
                 match (&mut self.masks, &self.root) {
                     (Some(masks), Some(root)) => masks.hide(root, path),
@@ -480,11 +483,11 @@ fn surroundings(action: &Action) -> Result<()> {
             Ok(_) | Err(Errno::EPERM) => Ok(()),
             Err(errno) => Err(Error::os("make", "a new session", errno)),
         },
-        Action::SessionKeyring { name } => CString::new(name.as_str())
-            .map_err(|_| Errno::EINVAL)
-            .and_then(|name| process::join_session_keyring(&name))
-            .map(drop)
-            .map_err(|errno| Error::os("join the new session keyring", name, errno)),
+        Action::SessionKeyring {
+            name,
+            search,
+            label,
+        } => super::keyring::join(name, *search, label.as_deref()),
         Action::CgroupNamespace => process::unshare(libc::CLONE_NEWCGROUP as u64)
             .map_err(|errno| Error::os("make", "the cgroup namespace", errno)),
         Action::TimeNamespace { offsets } => {

@@ -16,6 +16,8 @@ mod filter;
 mod foreground;
 mod hooks;
 mod identity;
+mod keyring;
+mod labels;
 mod lifecycle;
 mod make;
 mod mounts;
@@ -64,7 +66,7 @@ pub struct Request {
 /// Those of [`crate::spec::load`] and [`crate::plan::build`].
 pub fn plan(bundle: &std::path::Path, asked: &Asked) -> Result<(Loaded, Plan)> {
     let loaded = crate::spec::load(bundle)?;
-    let host = Host::detect(loaded.spec.linux().as_ref())?;
+    let host = Host::detect(loaded.spec.linux().as_ref())?.with_lsm(&loaded.spec);
     let plan = crate::plan::build(&loaded, &host, asked)?;
     Ok((loaded, plan))
 }

@@ -389,6 +389,8 @@ pub struct Masks {
     null: Option<OwnedFd>,
     /// The one tmpfs that hides all directories: superblocks are slow to take down.
     empty: Option<OwnedFd>,
+    /// Its SELinux label.
+    label: Option<String>,
 }
 
 impl Masks {
@@ -397,7 +399,7 @@ impl Masks {
     ///
     /// # Errors
     /// When the host's /dev/null is not the null device.
-    pub fn prepare() -> Result<Self> {
+    pub fn prepare(label: Option<&str>) -> Result<Self> {
         let flags = nix::fcntl::OFlag::O_PATH
             | nix::fcntl::OFlag::O_NOFOLLOW
             | nix::fcntl::OFlag::O_CLOEXEC;
@@ -413,6 +415,7 @@ impl Masks {
         Ok(Self {
             null: Some(null),
             empty: None,
+            label: label.map(str::to_string),
         })
     }
 
@@ -459,21 +462,21 @@ impl Masks {
             return move_mount(copy.as_fd(), target.as_fd());
         }
         let set = attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC;
-        let data = [("size", "4k"), ("nr_inodes", "1"), ("mode", "755")]
-            .map(|(key, value)| (key.to_string(), Some(value.to_string())));
+        let mut data = [("size", "4k"), ("nr_inodes", "1"), ("mode", "755")]
+            .map(|(key, value)| (key.to_string(), Some(value.to_string())))
+            .to_vec();
+        data.extend(
+            self.label
+                .clone()
+                .map(|label| ("context".into(), Some(label))),
+        );
         let made = new_filesystem("tmpfs", "tmpfs", &data, set).map_err(|(errno, _)| errno);
         match made.and_then(|made| move_mount(made.as_fd(), target.as_fd()).map(|()| made)) {
             Ok(made) => {
                 self.empty = Some(made);
                 Ok(())
             }
-            Err(errno) if denied(errno) => nix::mount::mount(
-                Some("tmpfs"),
-                fd_path(target.as_fd()).as_str(),
-                Some("tmpfs"),
-                old::flags_of(set),
-                Some("size=4k,nr_inodes=1,mode=755"),
-            ),
+            Err(errno) if denied(errno) => old::fresh(target, set, "tmpfs", "tmpfs", &data),
             Err(errno) => Err(errno),
         }
     }

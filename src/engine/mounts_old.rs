@@ -67,6 +67,10 @@ pub fn fresh(
     let mut parameters = Vec::new();
     for (key, value) in data {
         match (value, SUPERBLOCK.iter().find(|(name, _)| name == key)) {
+            // The label of SELinux may have commas, which would end it.
+            (Some(value), _) if key.ends_with("context") => {
+                parameters.push(format!("{key}=\"{value}\""));
+            }
             (Some(value), _) => parameters.push(format!("{key}={value}")),
             (None, Some((_, flag))) => flags |= *flag,
             (None, None) => parameters.push(key.clone()),

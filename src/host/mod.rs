@@ -2,7 +2,11 @@
 //!
 //! Everything else is tried when its step comes, and degraded there.
 
+mod lsm;
+
 use serde::{Deserialize, Serialize};
+
+pub use lsm::Lsm;
 
 use crate::cgroup::{self, Hierarchies};
 use crate::error::Result;
@@ -15,6 +19,9 @@ pub struct Host {
     pub euid: u32,
     /// The cgroup hierarchies.
     pub cgroups: Hierarchies,
+    /// Security modules, where config.json asks for a label.
+    #[serde(default, skip_serializing_if = "Lsm::is_none")]
+    pub lsm: Lsm,
 }
 
 impl Host {
@@ -26,6 +33,13 @@ impl Host {
         Ok(Self {
             euid: nix::unistd::geteuid().as_raw(),
             cgroups: cgroup::detect(linux)?,
+            lsm: Lsm::default(),
         })
+    }
+
+    /// The same with the facts about security modules that `spec` asks for.
+    pub fn with_lsm(mut self, spec: &oci_spec::runtime::Spec) -> Self {
+        self.lsm = Lsm::detect(spec);
+        self
     }
 }

@@ -7,6 +7,7 @@ use oci_spec::runtime::{
     Hook, Linux, LinuxIdMapping, LinuxNamespaceType, LinuxTimeOffset, Process as SpecProcess, Spec,
 };
 
+use super::labels;
 use super::mounts;
 use super::schedule;
 use super::step::{Action, Birth, CapSets, HostHooks, IdMap, Identity, Otherwise, Process, Step};
@@ -54,6 +55,7 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
         .process()
         .as_ref()
         .ok_or_else(|| Error::spec("process", "it is missing; a container needs it to start"))?;
+    labels::check(linux, process, &host.lsm)?;
     let cgroup = cgroup::plan(Some(linux), &asked.id, &host.cgroups)?;
     let seccomp = linux
         .seccomp()
@@ -204,7 +206,7 @@ fn offsets(linux: &Linux) -> Option<Vec<String>> {
 fn begin(context: &Context<'_>, process: &SpecProcess) -> Vec<Step> {
     let mut steps: Vec<Step> = vec![Action::NewSession.into(), schedule::all_cpus()];
     if !context.asked.no_new_keyring {
-        steps.push(keyring(&context.asked.id));
+        steps.push(keyring(context, process));
     }
     if context.has(libc::CLONE_NEWCGROUP) {
         steps.push(Action::CgroupNamespace.into());
@@ -248,10 +250,20 @@ fn begin(context: &Context<'_>, process: &SpecProcess) -> Vec<Step> {
     steps
 }
 
-fn keyring(id: &str) -> Step {
+/// Who makes the keyring is its possessor and may do all; whoever has the container's user id, which
+/// is how an exec'd process is related to it, has to be able to search it. In a user namespace that is
+/// "other" (runc's getSessionRingParams).
+fn keyring(context: &Context<'_>, process: &SpecProcess) -> Step {
+    const OTHER_SEARCH: u32 = 0x08;
+    const USER_SEARCH: u32 = 0x08_0000;
     Step {
         action: Action::SessionKeyring {
-            name: format!("_ses.{id}"),
+            name: format!("_ses.{}", context.asked.id),
+            search: match context.has(libc::CLONE_NEWUSER) {
+                true => OTHER_SEARCH,
+                false => USER_SEARCH,
+            },
+            label: labels::keyring(process),
         },
         otherwise: vec![Otherwise {
             on: vec![ENOSYS, EPERM, EACCES],

@@ -5,6 +5,7 @@
 //! files by the tests, and executed by the engine.
 
 mod build;
+pub mod labels;
 mod mounts;
 mod print;
 pub mod schedule;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use build::{build, oom_otherwise};
+pub use labels::LabelKind;
 pub use mounts::OVER_PROC;
 pub use print::text;
 pub use schedule::Scheduling;

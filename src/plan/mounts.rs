@@ -5,6 +5,7 @@ use std::path::Path;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Mount as SpecMount, Process as SpecProcess};
 
 use super::build::{Context, below, id_map};
+use super::labels;
 use super::step::{Action, Device, IdMapping, Mount, MountKind, Otherwise, Step};
 use crate::cgroup;
 use crate::error::{Error, Result};
@@ -53,7 +54,13 @@ pub(super) fn root(context: &Context<'_>) -> Result<Vec<Step>> {
         .into(),
     ];
     for (index, mount) in context.spec.mounts().iter().flatten().enumerate() {
-        steps.push(one(context, index, mount)?);
+        let step = one(context, index, mount)?;
+        let labelled = match &step.action {
+            Action::Mount(mount) => labels::after_mount(context.linux, mount),
+            _ => None,
+        };
+        steps.push(step);
+        steps.extend(labelled);
     }
     if !host_dev(context) {
         steps.extend(devices(context));
@@ -98,7 +105,9 @@ fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
             .superblock_names()
             .into_iter()
             .map(|name| (name.to_string(), None));
-        flags.chain(options.data.iter().cloned()).collect()
+        let mut data = flags.chain(options.data.iter().cloned()).collect();
+        labels::label_data(context.linux, &fstype, &mut data);
+        data
     };
     let source = mount.source().clone().unwrap_or_default();
     let what = if options.bind {
@@ -292,6 +301,12 @@ fn device(device: &LinuxDevice) -> Device {
     }
 }
 
+fn mask(context: &Context<'_>, path: &str) -> Step {
+    let label = labels::mounts(context.linux);
+    let path = path.to_string();
+    Action::MaskPath { path, label }.into()
+}
+
 /// Steps that close the file system, with the host's mounts still there, and change the root.
 pub(super) fn finish(context: &Context<'_>, process: &SpecProcess) -> Vec<Step> {
     let cwd = process.cwd().to_string_lossy().into_owned();
@@ -308,11 +323,8 @@ pub(super) fn finish(context: &Context<'_>, process: &SpecProcess) -> Vec<Step> 
             masked.push(path);
         }
     }
-    steps.extend(
-        masked
-            .into_iter()
-            .map(|path| Action::MaskPath { path: path.clone() }.into()),
-    );
+    steps.extend(masked.into_iter().map(|path| mask(context, path)));
+    steps.extend(labels::process(process));
     steps.push(Action::PivotRoot.into());
     let asked = context
         .linux

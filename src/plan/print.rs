@@ -87,7 +87,9 @@ fn describe(step: &Step, plan: &Plan) -> String {
         | Action::Scheduler(_)
         | Action::IoPriority { .. }
         | Action::Personality { .. } => super::schedule::describe(&step.action),
-        Action::SessionKeyring { name } => format!("session keyring {name}"),
+        Action::SessionKeyring { name, .. } => format!("session keyring {name}"),
+        Action::ExecLabel { kind, label } => format!("label at exec: {kind:?} {label}"),
+        Action::FileLabel { path, label } => format!("label of {path}: {label}"),
         Action::CgroupNamespace => "cgroup namespace, rooted at the container's cgroup".into(),
         Action::TimeNamespace { offsets } => format!("time namespace: {}", offsets.join(", ")),
         Action::NetworkNamespace => "network namespace".into(),
@@ -123,7 +125,7 @@ fn describe(step: &Step, plan: &Plan) -> String {
         Action::CreateCwd { path } => format!("make {path} if it is missing"),
         Action::ReadonlyRoot => "/ read-only".into(),
         Action::ReadonlyPath { path } => format!("read-only {path}"),
-        Action::MaskPath { path } => format!("hide {path}"),
+        Action::MaskPath { path, .. } => format!("hide {path}"),
         Action::Umask { mask } => format!("umask {mask:03o}"),
         Action::FindProgram => "find the program, and HOME".into(),
         Action::Rlimit {

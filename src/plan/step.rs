@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use oci_spec::runtime::Hook;
 use serde::{Deserialize, Serialize};
 
+use super::labels::LabelKind;
 use super::schedule::Scheduling;
 use crate::cgroup::MountView;
 use crate::error::Error;
@@ -121,6 +122,25 @@ pub enum Action {
     SessionKeyring {
         /// Its name.
         name: String,
+        /// The permission bits that let the container's user search it: keyctl(2), KEYCTL_SETPERM.
+        search: u32,
+        /// Its SELinux label.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        label: Option<String>,
+    },
+    /// The label that the program runs under, from the exec on.
+    ExecLabel {
+        /// Whose label it is.
+        kind: LabelKind,
+        /// The AppArmor profile, or the SELinux label.
+        label: String,
+    },
+    /// The SELinux label of a directory, where its file system takes none at the mount.
+    FileLabel {
+        /// The directory, in the container.
+        path: String,
+        /// The label.
+        label: String,
     },
     /// The cgroup the child is in now becomes the root of its cgroup namespace.
     CgroupNamespace,
@@ -215,6 +235,9 @@ pub enum Action {
     MaskPath {
         /// The path, in the container.
         path: String,
+        /// The SELinux label of the empty directory.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        label: Option<String>,
     },
     /// The file mode creation mask.
     Umask {

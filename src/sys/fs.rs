@@ -170,6 +170,25 @@ pub fn fs_magic(fd: BorrowedFd<'_>) -> nix::Result<i64> {
     Ok(buffer.f_type)
 }
 
+/// Sets an extended attribute of what `path` leads to (setxattr(2)).
+///
+/// # Errors
+/// EOPNOTSUPP where the file system has none of this kind; EPERM; EINVAL for a label that no policy
+/// knows.
+pub fn set_xattr(path: &CStr, name: &CStr, value: &[u8]) -> nix::Result<()> {
+    // SAFETY: valid strings, and a pointer to as many bytes as are said, which the kernel only reads.
+    let result = unsafe {
+        libc::setxattr(
+            path.as_ptr(),
+            name.as_ptr(),
+            value.as_ptr().cast(),
+            value.len(),
+            0,
+        )
+    };
+    super::checked(result.into()).map(drop)
+}
+
 /// An anonymous file in memory that can be sealed and executed (memfd_create(2)).
 pub fn memfd(name: &CStr) -> nix::Result<OwnedFd> {
     const MFD_EXEC: u32 = 0x10;

@@ -118,6 +118,41 @@ pub fn join_session_keyring(name: &CStr) -> nix::Result<i32> {
     .map(|serial| serial as i32)
 }
 
+/// What keyctl(2) tells of a key: `type;uid;gid;perm;description` (KEYCTL_DESCRIBE).
+///
+/// # Errors
+/// EACCES without the permission to view it; ENOKEY; EMSGSIZE for a description of 4 KiB or more.
+pub fn describe_key(serial: i32) -> nix::Result<String> {
+    const KEYCTL_DESCRIBE: u32 = 6;
+    let mut text = [0u8; 4096];
+    // SAFETY: a pointer to as many writable bytes as are said; the kernel writes no more.
+    let length = super::checked(unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            KEYCTL_DESCRIBE,
+            serial,
+            text.as_mut_ptr(),
+            text.len(),
+        )
+    })? as usize;
+    // The length counts the null byte at the end.
+    match text.get(..length.saturating_sub(1)) {
+        Some(text) => Ok(String::from_utf8_lossy(text).into_owned()),
+        None => Err(nix::errno::Errno::EMSGSIZE),
+    }
+}
+
+/// Sets the permissions of a key, KEY_* bits of keyctl_setperm(3) (KEYCTL_SETPERM).
+///
+/// # Errors
+/// EACCES without the permission to change it; ENOKEY.
+pub fn set_key_permissions(serial: i32, permissions: u32) -> nix::Result<()> {
+    const KEYCTL_SETPERM: u32 = 5;
+    // SAFETY: plain numbers.
+    super::checked(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_SETPERM, serial, permissions) })
+        .map(drop)
+}
+
 /// A pidfd for the process `pid` (pidfd_open(2)).
 pub fn pidfd_open(pid: i32) -> nix::Result<OwnedFd> {
     // SAFETY: plain numbers.

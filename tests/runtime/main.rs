@@ -22,6 +22,7 @@ mod devices;
 mod faults;
 mod hooks;
 mod isorun_only;
+mod labels;
 mod lifecycle;
 mod mounts;
 mod mounts_idmap;

@@ -34,13 +34,6 @@ pub(super) fn check(spec: &Spec, notes: &mut Vec<String>) -> Result<()> {
         self::resources(resources, notes)?;
     }
     for (name, there) in [
-        (
-            "mountLabel",
-            linux
-                .mount_label()
-                .as_ref()
-                .is_some_and(|label| !label.is_empty()),
-        ),
         ("intelRdt", linux.intel_rdt().is_some()),
         ("memoryPolicy", linux.memory_policy().is_some()),
         (
@@ -55,6 +48,7 @@ pub(super) fn check(spec: &Spec, notes: &mut Vec<String>) -> Result<()> {
             return Err(later(format!("linux.{name}")));
         }
     }
+    super::label("linux.mountLabel", linux.mount_label().as_deref())?;
     if linux
         .personality()
         .as_ref()

@@ -77,6 +77,17 @@ fn no_null(field: impl Display, text: impl AsRef<[u8]>) -> Result<()> {
     }
 }
 
+/// A label of a security module: written to the kernel in one line, and between quotes.
+fn label(field: &str, label: Option<&str>) -> Result<()> {
+    match label.is_some_and(|label| label.contains(|c: char| c.is_control() || c == '"')) {
+        true => Err(Error::spec(
+            field,
+            "it contains a quote or a control character, which no label has",
+        )),
+        false => Ok(()),
+    }
+}
+
 /// Whether the list of namespaces has this kind.
 fn has_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
     let list = spec

@@ -28,9 +28,7 @@ pub(super) fn check(
         ("apparmorProfile", process.apparmor_profile()),
         ("selinuxLabel", process.selinux_label()),
     ] {
-        if label.as_ref().is_some_and(|label| !label.is_empty()) {
-            return Err(later(format!("process.{name}")));
-        }
+        super::label(&format!("process.{name}"), label.as_deref())?;
     }
     schedule::check(process)?;
     if process

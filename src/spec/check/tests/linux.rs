@@ -356,9 +356,9 @@ fn paths_and_what_comes_later() {
             "none of shared",
         ),
         (
-            &[("/linux/mountLabel", json!("x"))],
+            &[("/linux/mountLabel", json!("x\""))],
             "linux.mountLabel",
-            "not supported",
+            "quote",
         ),
         (
             &[("/linux/intelRdt", json!({}))],

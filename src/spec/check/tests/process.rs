@@ -53,14 +53,14 @@ fn process_command() {
             "not supported",
         ),
         (
-            &[("/process/apparmorProfile", json!("x"))],
+            &[("/process/apparmorProfile", json!("x\n"))],
             "process.apparmorProfile",
-            "not supported",
+            "control character",
         ),
         (
-            &[("/process/selinuxLabel", json!("x"))],
+            &[("/process/selinuxLabel", json!("x\0"))],
             "process.selinuxLabel",
-            "not supported",
+            "control character",
         ),
     ]);
     accepted(&[
