@@ -110,6 +110,15 @@ impl Error {
         self
     }
 
+    /// Names the file that an error of [`Error::spec`] is about, where it is not config.json.
+    #[must_use]
+    pub fn in_file(mut self, file: &str) -> Self {
+        if self.0.operation == "config.json" {
+            self.0.operation = file.into();
+        }
+        self
+    }
+
     /// The kind, for exit codes and for callers that treat one kind apart.
     pub fn kind(&self) -> Kind {
         self.0.kind

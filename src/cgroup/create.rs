@@ -23,16 +23,16 @@ const ATTACH: &str = "attach the eBPF program for linux.resources.devices to cgr
 /// A container's cgroup that was made, open.
 #[derive(Debug)]
 pub struct Cgroup {
-    dirs: Vec<OpenDir>,
+    pub(super) dirs: Vec<OpenDir>,
     placed: Placed,
     clone_into: bool,
 }
 
 #[derive(Debug)]
-struct OpenDir {
-    version: Version,
-    path: PathBuf,
-    fd: OwnedFd,
+pub(super) struct OpenDir {
+    pub(super) version: Version,
+    pub(super) path: PathBuf,
+    pub(super) fd: OwnedFd,
 }
 
 /// True if the error says that the kernel refused the eBPF program of the device rules for want of

@@ -15,6 +15,7 @@
 //! written before they exist ([`Placed::planned`]), so a runtime that was killed in between
 //! leaves nothing that `delete --force` does not find.
 
+mod below;
 mod create;
 mod devices;
 mod fs;
@@ -30,6 +31,7 @@ mod view;
 #[cfg(test)]
 mod tests;
 
+pub use below::SubCgroups;
 pub use create::{Cgroup, Entry, refused_devices};
 pub use devices::{Access, DeviceKind, DeviceRule, Devices};
 pub use hierarchies::{Hierarchies, Mode, V1Hierarchy, V2Hierarchy, detect};

@@ -6,6 +6,7 @@
 mod create;
 mod delete;
 mod demo;
+mod exec;
 mod features;
 mod global;
 mod kill;
@@ -41,10 +42,11 @@ struct Entry {
 }
 
 /// All commands, in the order in which the help shows them.
-const COMMANDS: [Entry; 11] = [
+const COMMANDS: [Entry; 12] = [
     create::ENTRY,
     start::ENTRY,
     run::ENTRY,
+    exec::ENTRY,
     state::ENTRY,
     kill::ENTRY,
     delete::ENTRY,
@@ -76,7 +78,7 @@ fn dispatch(args: &[OsString]) -> Result<Exit> {
     let early = global::Early::scan(args);
     // Before anything else: these commands end in a process that could reach this binary through
     // its own /proc/self/exe.
-    if matches!(early.command.as_deref(), Some("create" | "run")) {
+    if matches!(early.command.as_deref(), Some("create" | "run" | "exec")) {
         crate::engine::seal::ensure()?;
     }
     // Also a wrong command line is told in the log.

@@ -60,10 +60,21 @@ struct Child<'a> {
 
 /// Does the plan's steps; the last one executes the program. Never returns.
 pub fn run(plan: &Plan, inherited: Inherited) -> ! {
+    walk_and_tell(plan, inherited, None)
+}
+
+/// The same in a process that is in the container already, whose root is given (exec): nothing is
+/// left to begin with.
+pub fn run_joined(plan: &Plan, inherited: Inherited, root: Root) -> ! {
+    walk_and_tell(plan, inherited, Some(root))
+}
+
+fn walk_and_tell(plan: &Plan, inherited: Inherited, root: Option<Root>) -> ! {
+    let joined = root.is_some();
     let mut child = Child {
         plan,
         inherited,
-        root: None,
+        root,
         masks: None,
         env: plan.process.env.clone(),
         program: String::new(),
@@ -72,7 +83,8 @@ pub fn run(plan: &Plan, inherited: Inherited) -> ! {
         umask: Mode::from_bits_truncate(0o022),
         enter_as_user: None,
     };
-    let failure = match child.walk() {
+    let begun = if joined { Ok(()) } else { child.begin() };
+    let failure = match begun.and_then(|()| child.walk()) {
         Ok(never) => match never {},
         Err(failure) => failure,
     };
@@ -82,7 +94,6 @@ pub fn run(plan: &Plan, inherited: Inherited) -> ! {
 
 impl Child<'_> {
     fn walk(&mut self) -> Result<std::convert::Infallible> {
-        self.begin()?;
         let plan = self.plan;
         for (number, step) in plan.steps.iter().enumerate() {
             if let Err(error) = self.act(number, &step.action) {

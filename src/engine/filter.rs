@@ -36,7 +36,7 @@ struct ProcessState<'a> {
     state: &'a HookState<'a>,
 }
 
-/// Sends the listener to the agent at `path`.
+/// Sends the listener of process `pid` of the container to the agent at `path`.
 ///
 /// # Errors
 /// A sentence with the socket's path and the errno.
@@ -44,6 +44,7 @@ pub fn hand_over(
     path: &Path,
     metadata: Option<&str>,
     state: &HookState<'_>,
+    pid: i32,
     listener: RawFd,
 ) -> Result<()> {
     let fail = |errno| {
@@ -56,7 +57,7 @@ pub fn hand_over(
     let message = ProcessState {
         oci_version: state.oci_version,
         fds: ["seccompFd"],
-        pid: state.pid,
+        pid,
         metadata,
         state,
     };

@@ -83,7 +83,7 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
         channel: None,
         waits: false,
     };
-    match making.all(request, &dir, mode) {
+    match making.all(request, &dir, &loaded.text, mode) {
         Ok((pid, start)) => Ok(Made { pid, start, plan }),
         Err(error) => {
             making.undo();
@@ -95,7 +95,7 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
     }
 }
 
-fn check_preserved(count: u32) -> Result<()> {
+pub(super) fn check_preserved(count: u32) -> Result<()> {
     for fd in (3..=i32::MAX).take(count as usize) {
         // What isorun opened itself, such as the log, has close-on-exec, and what was handed to it not.
         if !crate::sys::fs::is_inherited(fd) {
@@ -130,12 +130,19 @@ struct Making<'a> {
 }
 
 impl Making<'_> {
-    fn all(&mut self, request: &Request, dir: &Dir, mode: Mode) -> Result<(Pid, u64)> {
+    fn all(
+        &mut self,
+        request: &Request,
+        dir: &Dir,
+        config: &[u8],
+        mode: Mode,
+    ) -> Result<(Pid, u64)> {
         let plan = self.plan;
         let mut record = Record::new(&plan.id, &plan.bundle, &plan.rootfs, &plan.oci_version)?;
         record.annotations = plan.annotations.clone();
         record.poststart = plan.hooks("poststart").to_vec();
         record.poststop = plan.hooks("poststop").to_vec();
+        record.no_new_keyring = request.no_new_keyring;
         // Written before the cgroup is made: whoever kills this process in between leaves nothing that
         // `delete --force` does not find.
         let planned = Placed::planned(&plan.cgroup);
@@ -153,6 +160,8 @@ impl Making<'_> {
         record.pid_start = start_time(pid.as_raw())?;
         dir.save(&record)?;
         self.settle(pid, &mut record)?;
+        // The child is at work meanwhile: this costs no time.
+        dir.keep_config(config)?;
         self.converse(&mut record, &mode)?;
         self.channel = None;
         record.phase = Phase::Made;
@@ -315,7 +324,13 @@ impl Making<'_> {
         let state = hook_state(self.plan, "creating", *pid);
         let metadata = program.listener_metadata.as_deref();
         use std::os::fd::AsRawFd;
-        super::filter::hand_over(Path::new(path), metadata, &state, listener.as_raw_fd())
+        super::filter::hand_over(
+            Path::new(path),
+            metadata,
+            &state,
+            pid.as_raw(),
+            listener.as_raw_fd(),
+        )
     }
 
     /// The child's end is closed: it became the program (`run`), or died without a word.
@@ -355,7 +370,7 @@ fn to_json(placed: &Placed) -> Result<serde_json::Value> {
         .map_err(|error| Error::new(Kind::System, format!("record the cgroup: {error}")))
 }
 
-fn refuses_cgroup(errno: Errno) -> bool {
+pub(super) fn refuses_cgroup(errno: Errno) -> bool {
     // EOPNOTSUPP and EBUSY: the cgroup cannot hold processes in the way it is set up; joining it says
     // more. E2BIG and EINVAL: Linux before 5.7.
     matches!(
@@ -449,7 +464,7 @@ fn run_hooks(plan: &Plan, stage: &str, status: &str, pid: Pid) -> Result<()> {
 }
 
 /// Writes the pid as text, by a rename: a reader sees all of it or nothing.
-fn write_pid_file(path: &Path, pid: Pid) -> Result<()> {
+pub(super) fn write_pid_file(path: &Path, pid: Pid) -> Result<()> {
     let fail =
         |error: &std::io::Error| Error::io("write the pid file", path.display().to_string(), error);
     let name = path.file_name().ok_or_else(|| {

@@ -12,10 +12,12 @@ pub mod sync;
 mod cgroup_mount;
 mod copyup;
 mod devices;
+mod exec;
 mod filter;
 mod foreground;
 mod hooks;
 mod identity;
+mod join;
 mod keyring;
 mod labels;
 mod lifecycle;
@@ -29,6 +31,7 @@ mod sources;
 
 use std::path::PathBuf;
 
+pub use exec::{ExecProcess, ExecRequest, exec};
 pub use lifecycle::{delete, kill, start};
 
 use crate::error::{Error, Kind, Result};

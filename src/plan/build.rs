@@ -76,7 +76,12 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
     steps.extend(mounts::root(&context)?);
     steps.extend(around_hooks(&hooks));
     steps.extend(mounts::finish(&context, process));
-    steps.extend(to_the_program(&context, process, &hooks, seccomp.as_ref()));
+    steps.extend(to_the_program(
+        asked.preserve_fds,
+        (linux, process),
+        &hooks.start_container,
+        seccomp.as_ref(),
+    ));
     Ok(Plan {
         oci_version: spec.version().clone(),
         id: asked.id.clone(),
@@ -97,11 +102,11 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
     })
 }
 
-fn pair((key, value): (&String, &String)) -> (String, String) {
+pub(super) fn pair((key, value): (&String, &String)) -> (String, String) {
     (key.clone(), value.clone())
 }
 
-fn namespaces(linux: &Linux) -> u64 {
+pub(super) fn namespaces(linux: &Linux) -> u64 {
     let listed = linux.namespaces().iter().flatten();
     listed.fold(0, |all, ns| all | names::namespace_of(ns.typ()).flag)
 }
@@ -206,7 +211,11 @@ fn offsets(linux: &Linux) -> Option<Vec<String>> {
 fn begin(context: &Context<'_>, process: &SpecProcess) -> Vec<Step> {
     let mut steps: Vec<Step> = vec![Action::NewSession.into(), schedule::all_cpus()];
     if !context.asked.no_new_keyring {
-        steps.push(keyring(context, process));
+        steps.push(keyring(
+            &context.asked.id,
+            context.has(libc::CLONE_NEWUSER),
+            labels::keyring(process),
+        ));
     }
     if context.has(libc::CLONE_NEWCGROUP) {
         steps.push(Action::CgroupNamespace.into());
@@ -253,17 +262,17 @@ fn begin(context: &Context<'_>, process: &SpecProcess) -> Vec<Step> {
 /// Who makes the keyring is its possessor and may do all; whoever has the container's user id, which
 /// is how an exec'd process is related to it, has to be able to search it. In a user namespace that is
 /// "other" (runc's getSessionRingParams).
-fn keyring(context: &Context<'_>, process: &SpecProcess) -> Step {
+pub(super) fn keyring(id: &str, user_namespace: bool, label: Option<String>) -> Step {
     const OTHER_SEARCH: u32 = 0x08;
     const USER_SEARCH: u32 = 0x08_0000;
     Step {
         action: Action::SessionKeyring {
-            name: format!("_ses.{}", context.asked.id),
-            search: match context.has(libc::CLONE_NEWUSER) {
+            name: format!("_ses.{id}"),
+            search: match user_namespace {
                 true => OTHER_SEARCH,
                 false => USER_SEARCH,
             },
-            label: labels::keyring(process),
+            label,
         },
         otherwise: vec![Otherwise {
             on: vec![ENOSYS, EPERM, EACCES],
@@ -314,10 +323,10 @@ fn around_hooks(hooks: &Stages) -> Vec<Step> {
 
 /// Steps from the finished surroundings to the program. Without no_new_privs the filter needs
 /// CAP_SYS_ADMIN, so it comes before the capabilities go; with it, as late as can be.
-fn to_the_program(
-    context: &Context<'_>,
-    process: &SpecProcess,
-    hooks: &Stages,
+pub(super) fn to_the_program(
+    preserve_fds: u32,
+    (linux, process): (&Linux, &SpecProcess),
+    start_container: &[Hook],
     filter: Option<&Program>,
 ) -> Vec<Step> {
     let no_new_privs = process.no_new_privileges().unwrap_or(false);
@@ -328,13 +337,13 @@ fn to_the_program(
         .into(),
         Action::FindProgram.into(),
         Action::CloseFrom {
-            first: 3 + context.asked.preserve_fds,
+            first: 3 + preserve_fds,
         }
         .into(),
     ];
     let limits = process.rlimits().iter().flatten();
     steps.extend(limits.map(rlimit));
-    steps.extend(schedule::steps(context.linux, process));
+    steps.extend(schedule::steps(linux, process));
     if no_new_privs {
         steps.push(Action::NoNewPrivs.into());
     } else if let Some(program) = filter {
@@ -349,12 +358,12 @@ fn to_the_program(
         steps.push(seccomp(program));
     }
     steps.push(Action::AwaitStart.into());
-    if !hooks.start_container.is_empty() {
+    if !start_container.is_empty() {
         let stage = "startContainer".to_string();
         steps.push(
             Action::Hooks {
                 stage,
-                hooks: hooks.start_container.clone(),
+                hooks: start_container.to_vec(),
             }
             .into(),
         );

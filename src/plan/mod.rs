@@ -5,6 +5,7 @@
 //! files by the tests, and executed by the engine.
 
 mod build;
+mod exec;
 pub mod labels;
 mod mounts;
 mod print;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use build::{build, oom_otherwise};
+pub use exec::{Join, Joined, exec};
 pub use labels::LabelKind;
 pub use mounts::OVER_PROC;
 pub use print::text;

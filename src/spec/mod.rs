@@ -37,7 +37,7 @@ use oci_spec::runtime::Spec;
 
 use crate::error::{Error, Kind, Result};
 
-pub use check::check;
+pub use check::{check, check_process};
 pub use features::{SeccompLists, features};
 pub use template::template;
 
@@ -59,6 +59,8 @@ pub struct Loaded {
     pub bundle: PathBuf,
     /// The root file system: an absolute, canonical path to a directory.
     pub rootfs: PathBuf,
+    /// config.json as it was read, for the state directory: `exec` goes by it.
+    pub text: Vec<u8>,
     /// What config.json asks for and isorun does not do, one sentence each: `path: reason`. For
     /// the log; a caller must not drop it.
     pub ignored: Vec<String>,
@@ -82,6 +84,7 @@ pub fn load(bundle: &Path) -> Result<Loaded> {
         spec,
         bundle: canonical,
         rootfs,
+        text: bytes,
         ignored,
     })
 }
@@ -126,6 +129,24 @@ fn read(bundle: &Path) -> Result<Vec<u8>> {
         true => refuse(format!("it has more than {MAX_SIZE} bytes")),
         false => Ok(bytes),
     }
+}
+
+/// Reads and parses a process file of `exec`; it is not checked.
+///
+/// # Errors
+///
+/// [`Kind::Spec`] naming the file; the refusal of the file system.
+pub fn load_process(path: &Path) -> Result<oci_spec::runtime::Process> {
+    let name = path.display().to_string();
+    let file = OpenOptions::new().read(true).open(path);
+    let mut bytes = Vec::new();
+    file.and_then(|file| file.take(MAX_SIZE + 1).read_to_end(&mut bytes))
+        .map_err(|error| Error::io("read the process file", &name, &error))?;
+    if bytes.len() as u64 > MAX_SIZE {
+        let sentence = format!("{name}: it has more than {MAX_SIZE} bytes");
+        return Err(Error::new(Kind::Spec, sentence));
+    }
+    parse::process(&bytes).map_err(|error| error.context(&format!("process file {name}")))
 }
 
 /// root.path as a canonical directory; relative paths start at the bundle.

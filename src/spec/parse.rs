@@ -53,6 +53,26 @@ pub fn parse(bytes: &[u8]) -> Result<(Spec, Vec<String>)> {
     }
 }
 
+/// Parses the text of a process file of `exec`: what config.json has as its `process`.
+///
+/// # Errors
+///
+/// As [`parse`], without the path of what is wrong: serde's own words.
+pub fn process(bytes: &[u8]) -> Result<oci_spec::runtime::Process> {
+    let wrong = |error: serde_json::Error| Error::new(Kind::Spec, one_line(error.to_string()));
+    let mut value: Value = serde_json::from_slice(bytes).map_err(wrong)?;
+    drop_nulls(&mut value);
+    spelling::process(&mut value);
+    match value.as_object_mut() {
+        None => return Err(Error::new(Kind::Spec, "it is not a JSON object")),
+        // Go's decoder starts from root.
+        Some(map) => map
+            .entry("user")
+            .or_insert_with(|| Value::Object(serde_json::Map::new())),
+    };
+    serde_json::from_value(value).map_err(wrong)
+}
+
 /// The one pass: types, and a sentence for each left-out name.
 fn typed(bytes: &[u8]) -> serde_json::Result<(Spec, Vec<String>)> {
     let mut notes = Vec::new();

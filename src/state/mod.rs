@@ -4,6 +4,7 @@
 //! <root>/                 0700  /run/isorun, or $XDG_RUNTIME_DIR/isorun without privileges
 //!   <id>/                 0700  its file descriptor carries the container's lock (flock)
 //!     state.json          0600  one Record, replaced by rename: a reader needs no lock
+//!     config.json         0600  the bundle's, as the container was made from it: for `exec`
 //!     exec.fifo                 made by `create`, removed by `start`: there = not started yet
 //! ```
 //!

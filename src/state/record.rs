@@ -99,6 +99,9 @@ pub struct Record {
     /// What the cgroup manager needs to find the container's cgroup again.
     #[serde(default)]
     pub cgroup: Option<serde_json::Value>,
+    /// It kept its caller's session keyring, and what is executed in it keeps its own caller's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_new_keyring: bool,
     /// How far the making has come.
     pub phase: Phase,
     /// What the container does without, because the host did not allow it.
@@ -129,6 +132,7 @@ impl Record {
             poststart: Vec::new(),
             poststop: Vec::new(),
             cgroup: None,
+            no_new_keyring: false,
             phase: Phase::Creating,
             degraded: Vec::new(),
         })

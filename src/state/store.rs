@@ -27,6 +27,8 @@ use crate::error::{Error, Kind, Result};
 const RECORD: &str = "state.json";
 const RECORD_NEW: &str = "state.json.new";
 const ORIGIN: &str = "origin";
+/// config.json as it was when the container was made.
+const CONFIG: &str = "config.json";
 /// The name of the fifo on which a created container waits for `start`.
 pub(super) const FIFO: &str = "exec.fifo";
 
@@ -153,6 +155,16 @@ impl Store {
             None if dir.is_dir() => Err(no_record(id)),
             None => Err(self.not_found(id)),
         }
+    }
+
+    /// config.json as container `id` was made from it; nobody but the store's owner can have changed
+    /// it since. `id` must be checked.
+    ///
+    /// # Errors
+    /// The system's refusal; a container that an isorun before 0.2 made has none.
+    pub fn config(&self, id: &str) -> Result<Vec<u8>> {
+        let path = self.path(id).join(CONFIG);
+        fs::read(&path).map_err(|error| Error::io("read", display(&path), &error))
     }
 
     /// The ids of all containers, sorted, also of those that have no record that can be read.
@@ -304,6 +316,21 @@ impl Dir {
         Ok(self
             .record()?
             .map_or(Status::Stopped, |record| record.status(&self.path)))
+    }
+
+    /// Keeps config.json as the container was made from it, for [`Store::config`].
+    ///
+    /// # Errors
+    /// The system's refusal.
+    pub fn keep_config(&self, text: &[u8]) -> Result<()> {
+        let path = self.path.join(CONFIG);
+        let flags =
+            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let fd = openat(self.fd(), CONFIG, flags, Mode::from_bits_truncate(0o600))
+            .map_err(|errno| Error::os("write", display(&path), errno))?;
+        File::from(fd)
+            .write_all(text)
+            .map_err(|error| Error::io("write", display(&path), &error))
     }
 
     /// Replaces the container's record: a reader sees the old one or the new one, never half.

@@ -104,6 +104,21 @@ pub fn clone_old(namespaces: u64) -> nix::Result<Born> {
     Ok(Born::Parent(Pid::from_raw(pid as i32), fd))
 }
 
+/// Forks a sibling: a child of this process's parent, in the pid namespace that setns(2) has chosen
+/// for children; with a copy of this process's memory, as after fork(2). 0 in the sibling, its pid
+/// as this process's own pid namespace numbers it here.
+///
+/// # Errors
+/// Those of clone(2).
+///
+/// As with [`clone3`], the caller must have one thread only.
+pub fn fork_sibling() -> nix::Result<i32> {
+    let flags = libc::CLONE_PARENT as u64 | libc::SIGCHLD as u64;
+    // SAFETY: as in clone3: neither CLONE_VM nor a stack, and no pointer is passed.
+    super::checked(unsafe { libc::syscall(libc::SYS_clone, flags, 0u64, 0u64, 0u64, 0u64) })
+        .map(|pid| pid as i32)
+}
+
 /// Whether this process has exactly one thread (st_nlink of /proc/self/task counts them).
 /// True when /proc cannot be read: nothing in isorun starts threads.
 pub fn single_threaded() -> bool {

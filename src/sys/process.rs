@@ -307,6 +307,18 @@ pub fn unshare(flags: u64) -> nix::Result<()> {
     super::checked(unsafe { libc::unshare(flags as i32) }.into()).map(drop)
 }
 
+/// Moves this process into namespaces (setns(2)): those of `kinds` (CLONE_NEW* bits) of the process
+/// of a pidfd (Linux 5.8), or the one that `file`, of /proc/PID/ns, stands for. For a pid namespace
+/// that means the children to come.
+///
+/// # Errors
+/// EINVAL where the kernel takes no pidfd here, or this process is in that user namespace already;
+/// EPERM; ESRCH when the process has ended.
+pub fn setns(file: BorrowedFd<'_>, kinds: u64) -> nix::Result<()> {
+    // SAFETY: plain numbers; namespaces are nothing in memory.
+    super::checked(unsafe { libc::setns(file.as_raw_fd(), kinds as i32) }.into()).map(drop)
+}
+
 /// Ends this process at once, without running anything registered for exit.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit never returns and touches no memory.

@@ -19,6 +19,8 @@ mod cgroups;
 mod concurrency;
 mod denied;
 mod devices;
+mod exec;
+mod exec_safety;
 mod faults;
 mod hooks;
 mod isorun_only;

@@ -7,7 +7,7 @@ use crate::harness::Bundle;
 const BASE: u32 = 200_000;
 
 /// A bundle in a user namespace where container 0 is host 200000, with a tree that it owns.
-fn mapped() -> Bundle {
+pub fn mapped() -> Bundle {
     let mut bundle = Bundle::new();
     let map = json!([{"containerID": 0, "hostID": BASE, "size": 65536}]);
     bundle.namespace("user").namespace("cgroup");

@@ -64,6 +64,18 @@ pub fn check(spec: &Spec) -> Result<Vec<String>> {
     Ok(notes)
 }
 
+/// Checks a process that is to be executed in a container made from `spec`; the sentences as in
+/// [`check()`].
+///
+/// # Errors
+///
+/// As [`check()`].
+pub fn check_process(process: &oci_spec::runtime::Process, spec: &Spec) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    process::check(process, spec.linux().as_ref(), &mut notes)?;
+    Ok(notes)
+}
+
 /// What isorun will do one day and does not yet: refused, so that nobody relies on it unnoticed.
 fn later(field: impl Into<String>) -> Error {
     Error::spec(field, "not supported by this version of isorun").remedy("leave it out")
