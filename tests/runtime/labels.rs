@@ -97,6 +97,11 @@ fn labels_that_no_module_can_have_are_refused() {
     }
 }
 
+/// Whether unshare(1) is there; the oracles' root has none.
+fn unshare() -> bool {
+    Command::new("unshare").arg("--version").output().is_ok()
+}
+
 /// The command in a mount namespace of its own in which AppArmor seems to be enabled.
 fn where_apparmor_seems_to_be(command: &Command) -> Command {
     const SEEMS: &str = "mount -t tmpfs none /sys/module && mkdir -p /sys/module/apparmor/parameters \
@@ -130,6 +135,9 @@ fn where_apparmor_seems_to_be(command: &Command) -> Command {
 fn a_profile_that_the_kernel_refuses_keeps_the_program_from_running() {
     if apparmor() {
         skip!("this host has AppArmor");
+    }
+    if !unshare() {
+        skip!("no unshare(1)");
     }
     for namespace in ["uts", "user"] {
         let mut bundle = Bundle::sh("echo ran");
