@@ -46,20 +46,22 @@ pub fn arguments() -> [Arg; 7] {
             .value_parser(value_parser!(u32))
             .default_value("0")
             .help("Pass this many descriptors more to the container, from 3 on"),
-        // These come with a later version; until then they are refused by name.
+        path("console-socket")
+            .value_name("SOCKET")
+            .help("Send the terminal's master to this Unix socket"),
+        path("pidfd-socket")
+            .value_name("SOCKET")
+            .help("Send a pidfd of the container's first process to this Unix socket"),
+        // This comes with a later version; until then it is refused by name.
         flag("no-pivot").hide(true),
-        path("console-socket").hide(true),
-        path("pidfd-socket").hide(true),
     ]
 }
 
 /// The engine's request from the command line of `create` or `run`.
 pub fn request(global: &Global, matches: &ArgMatches) -> Result<Request> {
-    for later in ["console-socket", "pidfd-socket", "no-pivot"] {
-        if matches.value_source(later) == Some(ValueSource::CommandLine) {
-            let sentence = format!("--{later} is not supported by this version of isorun");
-            return Err(Error::new(Kind::Usage, sentence));
-        }
+    if matches.value_source("no-pivot") == Some(ValueSource::CommandLine) {
+        let sentence = "--no-pivot is not supported by this version of isorun";
+        return Err(Error::new(Kind::Usage, sentence));
     }
     let absolute = |name| match matches.get_one::<PathBuf>(name) {
         Some(path) => std::path::absolute(path)
@@ -77,5 +79,19 @@ pub fn request(global: &Global, matches: &ArgMatches) -> Result<Request> {
         no_subreaper: false,
         no_new_keyring: matches.get_flag("no-new-keyring"),
         preserve_fds: matches.get_one("preserve-fds").copied().unwrap_or(0),
+        listen_fds: listen_fds(),
+        // As they were written: made absolute, a path may become longer than a socket's can be.
+        console_socket: matches.get_one::<PathBuf>("console-socket").cloned(),
+        pidfd_socket: matches.get_one::<PathBuf>("pidfd-socket").cloned(),
     })
+}
+
+/// How many sockets to listen on were handed over, in systemd's way (sd_listen_fds(3)): those that are
+/// for another process, or not a number, are none.
+fn listen_fds() -> u32 {
+    let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
+    match number("LISTEN_PID") {
+        Some(pid) if pid == std::process::id() => number("LISTEN_FDS").unwrap_or(0),
+        _ => 0,
+    }
 }

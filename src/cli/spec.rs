@@ -41,9 +41,7 @@ fn run(_: &Global, matches: &ArgMatches) -> Result<Exit> {
         }
         _ => Error::io("write", path.display().to_string(), error),
     };
-    // Until isorun has terminals, a template that asks for one could not be run.
-    let text = crate::spec::template(has_only_cgroup2())
-        .replace("\"terminal\": true", "\"terminal\": false");
+    let text = crate::spec::template(has_only_cgroup2());
     // Never over an existing file: it may be the only copy of somebody's work.
     let mut file = OpenOptions::new()
         .write(true)

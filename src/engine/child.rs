@@ -16,11 +16,12 @@ use super::hooks::{self, HookState};
 use super::mounts::{self, Masks};
 use super::root::{Make, Root};
 use super::sync::{End, FromChild};
-use super::{devices, identity, labels, proc};
+use super::{devices, identity, labels, proc, terminal};
 use crate::cgroup;
 use crate::error::{Error, Kind, Result};
 use crate::plan::{Action, Degradation, Identity, Plan, Step};
 use crate::sys::seccomp::{FLAG_LOG, FLAG_SPEC_ALLOW};
+use crate::sys::terminal::Size;
 use crate::sys::{net, process};
 
 /// The exit status of a child that could not become the program.
@@ -218,6 +219,7 @@ impl Child<'_> {
             | Action::Device(_)
             | Action::BindDevice(_)
             | Action::DevLinks { .. }
+            | Action::Terminal { .. }
             | Action::PivotRoot
             | Action::FinalPropagation { .. }
             | Action::CreateCwd { .. }
@@ -284,6 +286,7 @@ impl Child<'_> {
                     .iter()
                     .try_for_each(|(path, target)| devices::link(root, path, target))
             }
+            Action::Terminal { size } => self.terminal(*size),
             Action::PivotRoot => mounts::pivot(self.root()?, self.shared),
             Action::FinalPropagation { flags } => mounts::root_propagation(*flags),
             Action::CreateCwd { path } => self
@@ -305,6 +308,21 @@ impl Child<'_> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// While the host's /proc is at hand, and before anything of the container can run.
+    fn terminal(&self, size: Option<(u16, u16)>) -> Result<()> {
+        let pair = terminal::allocate(self.root()?)?;
+        if let Some((rows, columns)) = size {
+            terminal::resize(pair.master.as_fd(), Size { rows, columns })?;
+        }
+        terminal::mount_console(self.root()?, pair.slave.as_fd())?;
+        self.inherited
+            .sync
+            .tell_with(&FromChild::Terminal, &[pair.master.as_fd()])
+            .map_err(|errno| Error::os("process.terminal: hand over", "the terminal", errno))?;
+        self.wait("the terminal to be handed over")?;
+        terminal::attach(pair.slave)
     }
 
     /// Steps from the finished surroundings to the program.

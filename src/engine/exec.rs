@@ -82,7 +82,7 @@ pub fn exec(request: &ExecRequest) -> Result<i32> {
         ));
     }
     let signals = Signals::take()?;
-    make::check_preserved(request.preserve_fds)?;
+    make::check_preserved(0, request.preserve_fds)?;
     // Nothing that the caller left open reaches the container, but what is asked for.
     crate::sys::fs::cloexec_from(3)
         .map_err(|errno| Error::os("close at exec", "inherited descriptors", errno))?;

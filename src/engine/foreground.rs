@@ -49,22 +49,28 @@ impl Signals {
                 Err(Errno::EINTR) => continue,
                 other => other.map_err(fail)?,
             };
-            // SIGURG is left alone as runc does: runtimes use it for themselves. What the kernel
-            // raised for a fault of this process is not the container's either.
-            if signal != Signal::SIGCHLD as i32 && signal != Signal::SIGURG as i32 {
-                match process::kill(child.as_raw(), signal) {
-                    // It has ended and is not reaped yet: the next round finds it. Or it may not be
-                    // signalled by this process any more, which is no reason not to wait for it.
-                    Ok(()) | Err(Errno::ESRCH | Errno::EPERM) => {}
-                    Err(errno) => return Err(fail(errno)),
-                }
-            }
+            pass_on(child, signal).map_err(fail)?;
         }
     }
 }
 
+/// Sends `signal` on to `child`, if it is one for it.
+pub(super) fn pass_on(child: Pid, signal: i32) -> nix::Result<()> {
+    // SIGURG is left alone as runc does: runtimes use it for themselves. What the kernel raised for a
+    // fault of this process is not the container's either.
+    if signal == Signal::SIGCHLD as i32 || signal == Signal::SIGURG as i32 {
+        return Ok(());
+    }
+    match process::kill(child.as_raw(), signal) {
+        // It has ended and is not reaped yet: the next round finds it. Or it may not be signalled by
+        // this process any more, which is no reason not to wait for it.
+        Ok(()) | Err(Errno::ESRCH | Errno::EPERM) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// Reaps all children that have ended; the status of `child` if it is among them.
-fn reap(child: Pid) -> nix::Result<Option<i32>> {
+pub(super) fn reap(child: Pid) -> nix::Result<Option<i32>> {
     let mut found = None;
     loop {
         match process::wait_any() {

@@ -13,7 +13,9 @@ use nix::unistd::Pid;
 
 use super::child::{self, Inherited};
 use super::hooks::{self, HookState};
+use super::relay::Relay;
 use super::sync::{self, End, FromChild};
+use super::terminal::{self, Destination, Receiver};
 use super::{Request, lifecycle};
 use crate::cgroup::{Cgroup, Placed};
 use crate::error::{Error, Kind, Result};
@@ -38,6 +40,8 @@ pub struct Made {
     pub pid: Pid,
     /// When it started: the field `pid_start` of the record.
     pub start: u64,
+    /// The relay of its terminal, in the foreground.
+    pub relay: Option<Relay>,
     plan: Plan,
 }
 
@@ -67,13 +71,21 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
         id: request.id.clone(),
         no_new_keyring: request.no_new_keyring,
         preserve_fds: request.preserve_fds,
+        listen_fds: request.listen_fds,
     };
-    check_preserved(request.preserve_fds)?;
+    check_preserved(request.listen_fds, request.preserve_fds)?;
     // Nothing that the caller left open reaches a hook or the container, but what is asked for.
     crate::sys::fs::cloexec_from(3)
         .map_err(|errno| Error::os("close at exec", "inherited descriptors", errno))?;
     let (loaded, plan) = super::plan(&request.bundle, &asked)?;
     tell_ignored(&loaded, &plan);
+    let detached = request.detach || matches!(mode, Mode::Create);
+    let socket = request.console_socket.as_deref();
+    let terminal = Destination::choose(plan.terminal(), detached, socket)?;
+    let pidfd_socket = match &request.pidfd_socket {
+        Some(path) => Some(Receiver::connect("pidfd-socket", path)?),
+        None => None,
+    };
     let dir = request.store.create(&request.id)?;
     let mut making = Making {
         plan: &plan,
@@ -82,9 +94,17 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
         hooks_ran: false,
         channel: None,
         waits: false,
+        terminal,
+        relay: None,
+        pidfd_socket,
     };
     match making.all(request, &dir, &loaded.text, mode) {
-        Ok((pid, start)) => Ok(Made { pid, start, plan }),
+        Ok((pid, start)) => Ok(Made {
+            pid,
+            start,
+            relay: making.relay.take(),
+            plan,
+        }),
         Err(error) => {
             making.undo();
             if let Err(second) = dir.remove() {
@@ -95,13 +115,18 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
     }
 }
 
-pub(super) fn check_preserved(count: u32) -> Result<()> {
-    for fd in (3..=i32::MAX).take(count as usize) {
+pub(super) fn check_preserved(listen: u32, count: u32) -> Result<()> {
+    for fd in (3..=i32::MAX).take(listen as usize + count as usize) {
         // What isorun opened itself, such as the log, has close-on-exec, and what was handed to it not.
         if !crate::sys::fs::is_inherited(fd) {
             return Err(Error::new(
                 Kind::Usage,
-                format!("--preserve-fds {count}: descriptor {fd} was not handed over"),
+                match i64::from(fd) < 3 + i64::from(listen) {
+                    true => format!("LISTEN_FDS={listen}: descriptor {fd} was not handed over"),
+                    false => {
+                        format!("--preserve-fds {count}: descriptor {fd} was not handed over")
+                    }
+                },
             ));
         }
     }
@@ -127,6 +152,12 @@ struct Making<'a> {
     channel: Option<End>,
     /// The child waits for the parent before its first step.
     waits: bool,
+    /// Where the terminal goes.
+    terminal: Destination,
+    /// The relay of a terminal that stays here.
+    relay: Option<Relay>,
+    /// Who is sent a pidfd of the child.
+    pidfd_socket: Option<Receiver>,
 }
 
 impl Making<'_> {
@@ -159,6 +190,10 @@ impl Making<'_> {
         record.pid = Some(pid.as_raw());
         record.pid_start = start_time(pid.as_raw())?;
         dir.save(&record)?;
+        if let (Some(receiver), Some((_, pidfd))) = (self.pidfd_socket.take(), &self.child) {
+            // runc's word for a container's first process.
+            receiver.send("standard", pidfd.as_fd())?;
+        }
         self.settle(pid, &mut record)?;
         // The child is at work meanwhile: this costs no time.
         dir.keep_config(config)?;
@@ -259,6 +294,10 @@ impl Making<'_> {
                     let namespaces = fds.unwrap_or_default();
                     self.answer(&super::sources::provide(self.plan, number, &namespaces)?)?;
                 }
+                Some(FromChild::Terminal) => {
+                    self.hand_over_terminal(fds.unwrap_or_default())?;
+                    self.go()?;
+                }
                 Some(FromChild::HostHooks) => {
                     self.host_hooks()?;
                     self.go()?;
@@ -277,6 +316,23 @@ impl Making<'_> {
                 None => return self.silent(mode),
             }
         }
+    }
+
+    /// The child holds on until the terminal is where it belongs.
+    fn hand_over_terminal(&mut self, fds: Vec<OwnedFd>) -> Result<()> {
+        let Some(master) = fds.into_iter().next() else {
+            return Err(Error::new(
+                Kind::System,
+                "process.terminal: the container's first process sent no terminal",
+            ));
+        };
+        terminal::check_master(master.as_fd())?;
+        match std::mem::replace(&mut self.terminal, Destination::Nowhere) {
+            Destination::Socket(receiver) => receiver.send_terminal(master.as_fd())?,
+            Destination::Caller(caller) => self.relay = Some(Relay::new(caller, master)?),
+            Destination::Nowhere => {}
+        }
+        Ok(())
     }
 
     fn go(&self) -> Result<()> {

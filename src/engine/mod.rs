@@ -25,9 +25,11 @@ mod make;
 mod mounts;
 mod mounts_old;
 mod proc;
+mod relay;
 mod root;
 mod schedule;
 mod sources;
+mod terminal;
 
 use std::path::PathBuf;
 
@@ -59,8 +61,14 @@ pub struct Request {
     pub no_subreaper: bool,
     /// Leave the session keyring as it is.
     pub no_new_keyring: bool,
-    /// How many descriptors from 3 on the program gets.
+    /// How many descriptors from 3 on the program gets, after those of `listen_fds`.
     pub preserve_fds: u32,
+    /// How many descriptors from 3 on are sockets to listen on.
+    pub listen_fds: u32,
+    /// The Unix socket that the terminal's master is sent to.
+    pub console_socket: Option<PathBuf>,
+    /// The Unix socket that a pidfd of the first process is sent to.
+    pub pidfd_socket: Option<PathBuf>,
 }
 
 /// Loads a bundle and plans it, without doing anything: what `isorun plan` shows.
@@ -93,7 +101,7 @@ pub fn run(request: &Request) -> Result<i32> {
         crate::sys::process::child_subreaper()
             .map_err(|errno| Error::os("become", "the subreaper of the container", errno))?;
     }
-    let made = make::make(request, make::Mode::Run(signals.before()))?;
+    let mut made = make::make(request, make::Mode::Run(signals.before()))?;
     if let Err(error) = made.poststart() {
         // The specification: a failing poststart hook stops the container.
         lifecycle::delete(&request.store, &request.id, true)?;
@@ -102,7 +110,10 @@ pub fn run(request: &Request) -> Result<i32> {
     if request.detach {
         return Ok(0);
     }
-    let status = signals.wait_for(made.pid)?;
+    let status = match made.relay.take() {
+        Some(mut relay) => relay.run(made.pid),
+        None => signals.wait_for(made.pid),
+    }?;
     if request.keep {
         return Ok(status);
     }

@@ -14,6 +14,9 @@
 //!           <-------------------   HostHooks              if there are any
 //!   hooks prestart, createRuntime
 //!   Go      ------------------->   steps...
+//!           <-------------------   Terminal, master      if it has one
+//!   to the console socket, or kept
+//!   Go      ------------------->
 //!           <-------------------   NotifyFd n             if the filter notifies
 //!   pidfd_getfd, hand over
 //!   Go      ------------------->
@@ -44,6 +47,8 @@ pub enum FromChild {
     Source(usize),
     /// The hooks prestart and createRuntime are due.
     HostHooks,
+    /// The terminal's master, as the descriptor that comes with it.
+    Terminal,
     /// The child's descriptor number of the seccomp listener.
     NotifyFd(i32),
     /// All is made; the child waits for `start`.

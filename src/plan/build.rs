@@ -77,7 +77,7 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
     steps.extend(around_hooks(&hooks));
     steps.extend(mounts::finish(&context, process));
     steps.extend(to_the_program(
-        asked.preserve_fds,
+        asked.listen_fds + asked.preserve_fds,
         (linux, process),
         &hooks.start_container,
         seccomp.as_ref(),
@@ -92,14 +92,26 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
         steps,
         process: Process {
             args: process.args().clone().unwrap_or_default(),
-            env: process.env().clone().unwrap_or_default(),
+            env: environment(process, asked.listen_fds),
             cwd: process.cwd().to_string_lossy().into_owned(),
         },
         seccomp,
-        preserve_fds: asked.preserve_fds,
+        preserve_fds: asked.listen_fds + asked.preserve_fds,
         host_hooks: hooks.host,
         cgroup,
     })
+}
+
+/// With sockets to listen on, the program is told of them as by systemd; that it is process 1 is what
+/// runc says, too.
+fn environment(process: &SpecProcess, listen_fds: u32) -> Vec<String> {
+    let mut env = process.env().clone().unwrap_or_default();
+    if listen_fds > 0 {
+        env.retain(|pair| !pair.starts_with("LISTEN_FDS=") && !pair.starts_with("LISTEN_PID="));
+        env.push(format!("LISTEN_FDS={listen_fds}"));
+        env.push("LISTEN_PID=1".into());
+    }
+    env
 }
 
 pub(super) fn pair((key, value): (&String, &String)) -> (String, String) {

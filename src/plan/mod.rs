@@ -40,6 +40,8 @@ pub struct Asked {
     pub no_new_keyring: bool,
     /// How many descriptors from 3 on the program gets.
     pub preserve_fds: u32,
+    /// How many before these it gets as sockets to listen on: sd_listen_fds(3).
+    pub listen_fds: u32,
 }
 
 /// A container, planned.
@@ -88,6 +90,12 @@ impl Plan {
             _ => None,
         });
         found.unwrap_or(0)
+    }
+
+    /// Whether the program gets a terminal.
+    pub fn terminal(&self) -> bool {
+        let mut actions = self.steps.iter().map(|step| &step.action);
+        actions.any(|action| matches!(action, Action::Terminal { .. }))
     }
 
     /// The hooks of one stage that the parent runs.

@@ -307,6 +307,16 @@ fn mask(context: &Context<'_>, path: &str) -> Step {
     Action::MaskPath { path, label }.into()
 }
 
+/// process.consoleSize, where it says something; the check has seen that the numbers fit.
+fn size(process: &SpecProcess) -> Option<(u16, u16)> {
+    let size = process.console_size()?;
+    let (rows, columns) = (
+        size.height().try_into().ok()?,
+        size.width().try_into().ok()?,
+    );
+    (rows != 0 && columns != 0).then_some((rows, columns))
+}
+
 /// Steps that close the file system, with the host's mounts still there, and change the root.
 pub(super) fn finish(context: &Context<'_>, process: &SpecProcess) -> Vec<Step> {
     let cwd = process.cwd().to_string_lossy().into_owned();
@@ -324,6 +334,14 @@ pub(super) fn finish(context: &Context<'_>, process: &SpecProcess) -> Vec<Step> 
         }
     }
     steps.extend(masked.into_iter().map(|path| mask(context, path)));
+    if process.terminal().unwrap_or(false) {
+        steps.push(
+            Action::Terminal {
+                size: size(process),
+            }
+            .into(),
+        );
+    }
     steps.extend(labels::process(process));
     steps.push(Action::PivotRoot.into());
     let asked = context

@@ -119,6 +119,10 @@ fn describe(step: &Step, plan: &Plan) -> String {
         }
         Action::HostHooks => "wait for the hooks of the host".into(),
         Action::Hooks { stage, hooks } => format!("hooks {stage}: {}", hooks.len()),
+        Action::Terminal { size: None } => "terminal, also on /dev/console".into(),
+        Action::Terminal {
+            size: Some((rows, columns)),
+        } => format!("terminal of {columns}x{rows}, also on /dev/console"),
         Action::PivotRoot => "pivot_root, and the host's mounts go".into(),
         Action::FinalPropagation { flags } => format!("propagation of /: {}", propagation(*flags)),
         Action::Sysctl { key, value } => format!("sysctl {key} = {value}"),

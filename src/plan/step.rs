@@ -205,6 +205,12 @@ pub enum Action {
         /// What to run.
         hooks: Vec<Hook>,
     },
+    /// A terminal of the container's own devpts: stdin, stdout, stderr, /dev/tty and /dev/console.
+    Terminal {
+        /// process.consoleSize: its lines and its characters in a line, where both are there.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        size: Option<(u16, u16)>,
+    },
     /// The root file system becomes `/`, and the host's mounts go away: pivot_root(2).
     PivotRoot,
     /// The propagation of `/` that the container asked for.

@@ -12,6 +12,7 @@ pub mod process;
 pub mod sched;
 pub mod seccomp;
 pub mod socket;
+pub mod terminal;
 
 use nix::errno::Errno;
 

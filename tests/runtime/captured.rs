@@ -79,6 +79,11 @@ fn adapt(config: &mut Value, id: &str) -> Vec<String> {
     taken
 }
 
+/// A bundle of the captured config, without its terminal.
+pub fn adapted(name: &str) -> Bundle {
+    bundle(name, "true")
+}
+
 /// A bundle of the captured config that runs `script`.
 fn bundle(name: &str, script: &str) -> Bundle {
     let mut bundle = Bundle::new();

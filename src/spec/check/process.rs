@@ -42,14 +42,25 @@ pub(super) fn check(
 }
 
 fn terminal(process: &Process, notes: &mut Vec<String>) -> Result<()> {
-    if process.terminal() == Some(true) {
-        return Err(later("process.terminal"));
+    let Some(size) = process.console_size() else {
+        return Ok(());
+    };
+    if process.terminal() != Some(true) {
+        if size.height() != 0 || size.width() != 0 {
+            notes.push("process.consoleSize: ignored, process.terminal is not set".into());
+        }
+        return Ok(());
     }
-    if process
-        .console_size()
-        .is_some_and(|size| size.height() != 0 || size.width() != 0)
-    {
-        notes.push("process.consoleSize: ignored, process.terminal is not set".into());
+    for (name, number) in [("height", size.height()), ("width", size.width())] {
+        if u16::try_from(number).is_err() {
+            return Err(Error::spec(
+                format!("process.consoleSize.{name}"),
+                format!("{number} is over 65535, the most that a terminal can have"),
+            ));
+        }
+    }
+    if (size.height() == 0) != (size.width() == 0) {
+        notes.push("process.consoleSize: ignored, one of height and width is 0".into());
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ mod hostmounts;
 mod leaks;
 mod mountinfo;
 mod probe;
+mod pty;
 mod run;
 
 pub use bundle::{Bundle, busybox_tree};
@@ -13,6 +14,7 @@ pub use hostmounts::run_after;
 pub use leaks::{cgroups_named, is_zombie, processes_tagged};
 pub use mountinfo::{Mount, mount_at, parse_mountinfo};
 pub use probe::probe;
+pub use pty::{Socket, Terminal, terminal};
 pub use run::{Output, Running, run_command, wait_for};
 
 use std::path::{Path, PathBuf};

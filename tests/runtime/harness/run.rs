@@ -75,14 +75,22 @@ pub struct Running {
 impl Running {
     /// Starts `command`. Output goes to files in `dir`, not pipes: a container that outlives the
     /// command would keep a pipe open.
-    pub fn start(mut command: Command, dir: &Path) -> Self {
+    pub fn start(command: Command, dir: &Path) -> Self {
+        Self::start_with(command, dir, None)
+    }
+
+    /// The same, with stdout and stderr of its own, such as a terminal.
+    pub fn start_with(mut command: Command, dir: &Path, to: Option<(Stdio, Stdio)>) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let (stdout, stderr) = (dir.join(format!("out.{n}")), dir.join(format!("err.{n}")));
         let name = format!("{command:?}");
-        command
-            .stdout(File::create(&stdout).unwrap())
-            .stderr(File::create(&stderr).unwrap());
+        let files = || {
+            let made = [&stdout, &stderr].map(|path| Stdio::from(File::create(path).unwrap()));
+            made.into()
+        };
+        let (out, err) = to.unwrap_or_else(files);
+        command.stdout(out).stderr(err);
         let child = command
             .spawn()
             .unwrap_or_else(|error| panic!("{name}: {error}"));

@@ -48,9 +48,15 @@ fn process_command() {
             "null byte",
         ),
         (
-            &[("/process/terminal", json!(true))],
-            "process.terminal",
-            "not supported",
+            &[
+                ("/process/terminal", json!(true)),
+                (
+                    "/process/consoleSize",
+                    json!({"height": 25, "width": 65536}),
+                ),
+            ],
+            "process.consoleSize.width",
+            "65536 is over 65535",
         ),
         (
             &[("/process/apparmorProfile", json!("x\n"))],
@@ -71,6 +77,10 @@ fn process_command() {
             ("/process/consoleSize", json!({})),
         ],
         &[
+            ("/process/terminal", json!(true)),
+            ("/process/consoleSize", json!({"height": 25, "width": 80})),
+        ],
+        &[
             ("/process/apparmorProfile", json!("")),
             ("/process/selinuxLabel", json!("")),
         ],
@@ -80,6 +90,13 @@ fn process_command() {
     noted(&[
         (
             &[("/process/consoleSize", json!({"height": 1, "width": 2}))],
+            "process.consoleSize: ignored",
+        ),
+        (
+            &[
+                ("/process/terminal", json!(true)),
+                ("/process/consoleSize", json!({"height": 1, "width": 0})),
+            ],
             "process.consoleSize: ignored",
         ),
         (
