@@ -1,16 +1,17 @@
 //! A terminal as a person or an engine has it, and the sockets through which descriptors come.
 
 use std::fs::File;
-use std::io::{ErrorKind, IoSliceMut, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::io::{ErrorKind, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use isorun::sys::socket::recv_with_fds;
+use isorun::sys::terminal::{Size, resize};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::pty::{Winsize, openpty};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 use super::{Bundle, Running, runtime, wait_for};
 
@@ -71,9 +72,8 @@ impl Terminal {
 
     /// Changes the size, as a window does.
     pub fn resize(&self, rows: u16, columns: u16) {
-        use std::os::fd::AsFd;
-        let size = isorun::sys::terminal::Size { rows, columns };
-        isorun::sys::terminal::resize(self.master.as_fd(), size).unwrap();
+        let size = Size { rows, columns };
+        resize(self.master.as_fd(), size).unwrap();
     }
 }
 
@@ -127,21 +127,9 @@ impl Socket {
         let stream = stream.unwrap();
         let limit = Some(std::time::Duration::from_secs(40));
         stream.set_read_timeout(limit).unwrap();
-        let (mut buffer, mut space) = ([0; 4096], nix::cmsg_space!([RawFd; 4]));
-        let mut part = [IoSliceMut::new(&mut buffer)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let message =
-            recvmsg::<()>(stream.as_raw_fd(), &mut part, Some(&mut space), flags).unwrap();
-        let mut fds = Vec::new();
-        for control in message.cmsgs().unwrap() {
-            if let ControlMessageOwned::ScmRights(numbers) = control {
-                fds.extend(numbers);
-            }
-        }
-        let length = message.bytes;
-        assert_eq!(fds.len(), 1, "one descriptor with the message");
-        // SAFETY: the kernel installed it for this message, and nobody else knows it.
-        let fd = unsafe { OwnedFd::from_raw_fd(fds[0]) };
+        let mut buffer = [0; 4096];
+        let (length, fds) = recv_with_fds(stream.as_fd(), &mut buffer).unwrap();
+        let [fd] = fds.try_into().expect("one descriptor with the message");
         (String::from_utf8_lossy(&buffer[..length]).into_owned(), fd)
     }
 }
