@@ -2,7 +2,7 @@
 
 use oci_spec::runtime::{Linux, LinuxIdMapping, Process};
 
-use super::{later, no_null, schedule};
+use super::{no_null, schedule};
 use crate::error::{Error, Result};
 use crate::spec::names;
 
