@@ -144,6 +144,13 @@ fn plan(request: &ExecRequest, record: &Record) -> Result<Joined> {
             (process, "exec")
         }
     };
+    if process.terminal() == Some(true) {
+        let error = Error::spec(
+            "process.terminal",
+            "not supported by this version of isorun",
+        );
+        return Err(error.remedy("leave it out").in_file(file));
+    }
     let notes = crate::spec::check_process(&process, &spec).map_err(|error| error.in_file(file))?;
     let labels = [process.apparmor_profile(), process.selinux_label()];
     if labels.into_iter().flatten().any(|label| !label.is_empty()) {
@@ -160,6 +167,7 @@ fn plan(request: &ExecRequest, record: &Record) -> Result<Joined> {
         id: request.id.clone(),
         no_new_keyring: record.no_new_keyring,
         preserve_fds: request.preserve_fds,
+        listen_fds: 0,
     };
     crate::plan::exec(&spec, &process, &asked)
 }
@@ -332,7 +340,12 @@ impl Execing<'_> {
                     channel.go().map_err(fail)?;
                 }
                 Some(FromChild::Failed(error)) => return Err(error),
-                Some(FromChild::HostHooks | FromChild::Ready | FromChild::Source(_)) => {
+                Some(
+                    FromChild::HostHooks
+                    | FromChild::Ready
+                    | FromChild::Terminal
+                    | FromChild::Source(_),
+                ) => {
                     return Err(fail(Errno::EBADMSG));
                 }
                 None if crate::state::never_executed(pid.as_raw()) => return Err(vanished()),
