@@ -20,12 +20,7 @@ fn in_user_namespace(bundle: &mut Bundle) {
     bundle
         .set("/linux/uidMappings", map(0, BASE, 65536))
         .set("/linux/gidMappings", map(0, BASE, 65536));
-    let out = std::process::Command::new("chown")
-        .args(["-hR", &format!("{BASE}:{BASE}")])
-        .arg(bundle.rootfs("/"))
-        .output()
-        .unwrap();
-    assert!(out.status.success());
+    crate::harness::chown_tree(&bundle.rootfs("/"), BASE);
 }
 
 /// A directory of the host with files of users 0 and 7.

@@ -14,13 +14,7 @@ pub fn mapped() -> Bundle {
     bundle
         .set("/linux/uidMappings", map.clone())
         .set("/linux/gidMappings", map);
-    let tree = bundle.rootfs("/");
-    let out = std::process::Command::new("chown")
-        .args(["-hR", &format!("{BASE}:{BASE}")])
-        .arg(&tree)
-        .output()
-        .unwrap();
-    assert!(out.status.success());
+    crate::harness::chown_tree(&bundle.rootfs("/"), BASE);
     bundle
 }
 

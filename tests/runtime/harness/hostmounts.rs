@@ -19,12 +19,28 @@ pub fn run_flags_after(bundle: &Bundle, script: &str, flags: &[&str]) -> Output 
     arguments.extend(flags);
     arguments.extend(["--bundle", &dir, &bundle.id]);
     let runtime = bundle.command(&arguments);
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private", "sh", "-euc"]);
-    command.arg(format!("{script}\nexec \"$@\"")).arg("sh");
+    // busybox's, because not every root that this runs in has util-linux.
+    let busybox = super::busybox();
+    let mut command = Command::new(&busybox);
+    command.args(["unshare", "--mount", "--propagation", "private"]);
+    command.arg(&busybox).args(["sh", "-euc"]);
+    command.arg(format!(
+        "mount() {{ $X mount \"$@\"; }}\n{script}\nexec \"$@\""
+    ));
+    command.arg("sh").env("X", &busybox);
     command.arg(runtime.get_program()).args(runtime.get_args());
     command.env("D", bundle.host("")).env("B", &dir);
     command.env("ISORUN_TEST_ID", &bundle.id);
     command.current_dir(&bundle.dir);
     run_command(command, &bundle.dir.join("io"))
+}
+
+/// Gives a tree to this user and group; links themselves, not what they point at.
+pub fn chown_tree(path: &std::path::Path, id: u32) {
+    std::os::unix::fs::lchown(path, Some(id), Some(id)).unwrap();
+    if path.symlink_metadata().unwrap().is_dir() {
+        for entry in std::fs::read_dir(path).unwrap() {
+            chown_tree(&entry.unwrap().path(), id);
+        }
+    }
 }
