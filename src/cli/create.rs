@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 
 use super::{Entry, Global, container_id, id_of};
 use crate::engine::{self, Request};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::exit::Exit;
 
 pub const ENTRY: Entry = Entry {
@@ -39,6 +38,7 @@ pub fn arguments() -> [Arg; 7] {
         path("pid-file")
             .value_name("FILE")
             .help("Write the container's process id to this file"),
+        flag("no-pivot").help("Move the root file system over the host's instead of pivot_root"),
         flag("no-new-keyring").help("Keep the caller's session keyring"),
         Arg::new("preserve-fds")
             .long("preserve-fds")
@@ -52,17 +52,11 @@ pub fn arguments() -> [Arg; 7] {
         path("pidfd-socket")
             .value_name("SOCKET")
             .help("Send a pidfd of the container's first process to this Unix socket"),
-        // This comes with a later version; until then it is refused by name.
-        flag("no-pivot").hide(true),
     ]
 }
 
 /// The engine's request from the command line of `create` or `run`.
 pub fn request(global: &Global, matches: &ArgMatches) -> Result<Request> {
-    if matches.value_source("no-pivot") == Some(ValueSource::CommandLine) {
-        let sentence = "--no-pivot is not supported by this version of isorun";
-        return Err(Error::new(Kind::Usage, sentence));
-    }
     let absolute = |name| match matches.get_one::<PathBuf>(name) {
         Some(path) => std::path::absolute(path)
             .map(Some)
@@ -78,6 +72,7 @@ pub fn request(global: &Global, matches: &ArgMatches) -> Result<Request> {
         keep: false,
         no_subreaper: false,
         no_new_keyring: matches.get_flag("no-new-keyring"),
+        no_pivot: matches.get_flag("no-pivot"),
         preserve_fds: matches.get_one("preserve-fds").copied().unwrap_or(0),
         listen_fds: listen_fds(),
         // As they were written: made absolute, a path may become longer than a socket's can be.

@@ -107,11 +107,6 @@ fn what_is_not_there_yet_is_refused_by_name() {
         error.contains("--systemd-cgroup is not supported yet"),
         "{error}"
     );
-    let matches = parse("isorun create --no-pivot abc").unwrap();
-    let global = Global::read(&matches).unwrap();
-    let asked = create::request(&global, matches.subcommand().unwrap().1);
-    let error = asked.unwrap_err().to_string();
-    assert!(error.starts_with("--no-pivot is not supported"), "{error}");
 }
 
 #[test]

@@ -63,14 +63,14 @@ fn one(
         };
         match mounts::mount(root, &made, &nothing) {
             Err(error) if matches!(error.errno(), Some(Errno::EPERM | Errno::EBUSY)) => {}
-            other => return other,
+            other => return other.map(drop),
         }
     }
     made.what = MountKind::Bind {
         source: bind.to_path_buf(),
         recursive: false,
     };
-    mounts::mount(root, &made, &nothing)
+    mounts::mount(root, &made, &nothing).map(drop)
 }
 
 /// The directories of cgroups are open to everybody: nothing to ask the parent for.

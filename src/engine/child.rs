@@ -13,10 +13,10 @@ use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::stat::Mode;
 
 use super::hooks::{self, HookState};
-use super::mounts::{self, Masks};
+use super::masks::{self, Masks};
 use super::root::{Make, Root};
 use super::sync::{End, FromChild};
-use super::{devices, identity, labels, proc, terminal};
+use super::{devices, identity, labels, mounts, pivot, proc, terminal};
 use crate::cgroup;
 use crate::error::{Error, Kind, Result};
 use crate::plan::{Action, Degradation, Identity, Plan, Step};
@@ -48,6 +48,8 @@ struct Child<'a> {
     inherited: Inherited,
     root: Option<Root>,
     masks: Option<Masks>,
+    /// What becomes read-only when everything is in it, with its target.
+    late: Vec<(String, OwnedFd)>,
     env: Vec<String>,
     program: String,
     /// Mounts of the new namespace are shared with the host's.
@@ -77,6 +79,7 @@ fn walk_and_tell(plan: &Plan, inherited: Inherited, root: Option<Root>) -> ! {
         inherited,
         root,
         masks: None,
+        late: Vec::new(),
         env: plan.process.env.clone(),
         program: String::new(),
         shared: false,
@@ -220,6 +223,8 @@ impl Child<'_> {
             | Action::BindDevice(_)
             | Action::DevLinks { .. }
             | Action::Terminal { .. }
+            | Action::ReadonlyMounts
+            | Action::MoveRoot
             | Action::PivotRoot
             | Action::FinalPropagation { .. }
             | Action::CreateCwd { .. }
@@ -263,17 +268,20 @@ impl Child<'_> {
         match action {
             Action::RootPropagation { flags } => {
                 self.shared = flags & libc::MS_SHARED != 0;
-                mounts::root_propagation(*flags)
+                pivot::propagation(*flags)
             }
             Action::OpenRoot { path } => {
                 let ask = || self.ask_for_source(number);
-                self.root = Some(mounts::open_root(path, self.shared, &ask)?);
+                self.root = Some(pivot::open_root(path, self.shared, &ask)?);
                 // Modes of device nodes and mount points are those that are asked for.
                 self.umask = nix::sys::stat::umask(Mode::empty());
                 Ok(())
             }
             Action::Mount(mount) => {
-                mounts::mount(self.root()?, mount, &|| self.ask_for_source(number))
+                let made = mounts::mount(self.root()?, mount, &|| self.ask_for_source(number))?;
+                self.late
+                    .extend(made.map(|made| (mount.target.clone(), made)));
+                Ok(())
             }
             Action::MountCgroup { mount, view } => {
                 super::cgroup_mount::mount(self.root()?, mount, view)
@@ -287,15 +295,20 @@ impl Child<'_> {
                     .try_for_each(|(path, target)| devices::link(root, path, target))
             }
             Action::Terminal { size } => self.terminal(*size),
-            Action::PivotRoot => mounts::pivot(self.root()?, self.shared),
-            Action::FinalPropagation { flags } => mounts::root_propagation(*flags),
+            Action::ReadonlyMounts => self.late.drain(..).try_for_each(|(target, made)| {
+                mounts::make_readonly(&made)
+                    .map_err(|errno| Error::os("mounts: make read-only", target, errno))
+            }),
+            Action::MoveRoot => pivot::move_over(self.root()?, &self.plan.rootfs),
+            Action::PivotRoot => pivot::pivot(self.root()?, self.shared),
+            Action::FinalPropagation { flags } => pivot::propagation(*flags),
             Action::CreateCwd { path } => self
                 .root()?
                 .open_or_make(path, Make::Directory)
                 .map(drop)
                 .map_err(|errno| Error::os("process.cwd: make", path, errno)),
-            Action::ReadonlyRoot => mounts::readonly_root(self.root()?),
-            Action::ReadonlyPath { path } => mounts::readonly_path(self.root()?, path),
+            Action::ReadonlyRoot => pivot::readonly_root(self.root()?),
+            Action::ReadonlyPath { path } => masks::readonly_path(self.root()?, path),
             Action::FileLabel { path, label } => labels::file(self.root()?, path, label),
             Action::MaskPath { path, label } => {
                 if self.masks.is_none() {

@@ -168,6 +168,7 @@ fn plan(request: &ExecRequest, record: &Record) -> Result<Joined> {
         no_new_keyring: record.no_new_keyring,
         preserve_fds: request.preserve_fds,
         listen_fds: 0,
+        no_pivot: false,
     };
     crate::plan::exec(&spec, &process, &asked)
 }

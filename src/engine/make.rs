@@ -72,6 +72,7 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
         no_new_keyring: request.no_new_keyring,
         preserve_fds: request.preserve_fds,
         listen_fds: request.listen_fds,
+        no_pivot: request.no_pivot,
     };
     check_preserved(request.listen_fds, request.preserve_fds)?;
     // Nothing that the caller left open reaches a hook or the container, but what is asked for.

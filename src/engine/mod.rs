@@ -22,8 +22,10 @@ mod keyring;
 mod labels;
 mod lifecycle;
 mod make;
+mod masks;
 mod mounts;
 mod mounts_old;
+mod pivot;
 mod proc;
 mod relay;
 mod root;
@@ -69,6 +71,8 @@ pub struct Request {
     pub console_socket: Option<PathBuf>,
     /// The Unix socket that a pidfd of the first process is sent to.
     pub pidfd_socket: Option<PathBuf>,
+    /// Do without pivot_root(2).
+    pub no_pivot: bool,
 }
 
 /// Loads a bundle and plans it, without doing anything: what `isorun plan` shows.

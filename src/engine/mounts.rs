@@ -1,4 +1,4 @@
-//! Mounts in the container, before and after its root becomes `/`.
+//! Mounts in the container, before its root becomes `/`.
 //!
 //! Everything goes by descriptors: a detached mount is made and configured (fsopen, open_tree), its
 //! target is resolved inside the root, and one move_mount puts it there; a target that is exchanged
@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::mount::{MntFlags, MsFlags, umount2};
+use nix::mount::MsFlags;
 use nix::sys::stat::fstat;
 
 use super::copyup;
@@ -31,18 +31,25 @@ const MS_REC: u64 = libc::MS_REC;
 /// A way to get sources that this process cannot open from the parent ([`super::sources`]).
 pub type Ask<'a> = &'a dyn Fn() -> Result<Vec<OwnedFd>>;
 
-/// Does one mount of config.json.
+/// Does one mount of config.json. What it gives back is a mount that is to become read-only when the
+/// container is made: until then things are put into it.
 ///
 /// # Errors
 /// A sentence with the entry's field, source, target and errno.
-pub fn mount(root: &Root, mount: &Mount, ask: Ask<'_>) -> Result<()> {
+pub fn mount(root: &Root, mount: &Mount, ask: Ask<'_>) -> Result<Option<OwnedFd>> {
     match &mount.what {
         MountKind::Fresh {
             fstype,
             source,
             data,
-        } => fresh(root, mount, fstype, source, data),
-        MountKind::Bind { source, recursive } => bind(root, mount, source, *recursive, ask),
+        } => {
+            let made = fresh(root, mount, fstype, source, data)?;
+            Ok(Some(made).filter(|_| mount.late_readonly))
+        }
+        MountKind::Bind { source, recursive } => {
+            bind(root, mount, source, *recursive, ask).map(|()| None)
+        }
+        MountKind::Remount { bind, data } => remount(root, mount, *bind, data),
     }
 }
 
@@ -118,7 +125,7 @@ fn fresh(
     fstype: &str,
     source: &str,
     data: &[(String, Option<String>)],
-) -> Result<()> {
+) -> Result<OwnedFd> {
     let here = || root.open(&mount.target).and_then(|fd| fstat(&fd)).ok();
     // A tmpfs without a mode of its own has that of the directory it hides, as under runc.
     let bare = fstype == "tmpfs" && !data.iter().any(|(key, _)| key == "mode");
@@ -131,8 +138,12 @@ fn fresh(
             Some(format!("{:o}", hidden.st_mode & 0o7777)),
         ));
     }
+    let set = match mount.late_readonly {
+        true => mount.set & !attr::RDONLY,
+        false => mount.set,
+    };
     if !mount.copyup {
-        return place(root, mount, &target, (fstype, source, &data), mount.set).map(drop);
+        return place(root, mount, &target, (fstype, source, &data), set);
     }
     let fail = |errno| {
         failed(
@@ -142,13 +153,9 @@ fn fresh(
         )
     };
     let from = copyup::open(target.as_fd()).map_err(fail)?;
-    let set = mount.set & !attr::RDONLY;
     let made = place(root, mount, &target, (fstype, source, &data), set)?;
     copyup::copy(from, copyup::open(made.as_fd()).map_err(fail)?).map_err(fail)?;
-    if mount.set & attr::RDONLY != 0 {
-        make_readonly(&made).map_err(fail)?;
-    }
-    Ok(())
+    Ok(made)
 }
 
 /// Puts a new file system (type, source, parameters) on `target`: the top of the mount.
@@ -173,6 +180,9 @@ fn place(
             .map_err(|errno| failed(mount, &what, errno))
             .and_then(|made| old::propagate(root, mount).map(|()| made)),
         Err((errno, message)) => {
+            if errno == Errno::EINVAL && message.is_none() && !is_dir(target.as_fd())? {
+                return Err(failed(mount, &what, Errno::ENOTDIR));
+            }
             let error = failed(mount, &what, errno);
             Err(match message {
                 Some(message) => error.remedy(format!("the kernel says: {message}")),
@@ -187,7 +197,7 @@ fn place(
 
 /// Whether an errno may mean that the call itself is not to be had: a kernel before it, or a filter.
 /// mount(2) then tells whether it is really the mount that is refused.
-fn denied(errno: Errno) -> bool {
+pub(super) fn denied(errno: Errno) -> bool {
     matches!(errno, Errno::ENOSYS | Errno::EPERM)
 }
 
@@ -259,43 +269,147 @@ fn bind(root: &Root, mount: &Mount, source: &Path, recursive: bool, ask: Ask<'_>
     };
     let target = bind_target(root, mount, tree.as_fd())?;
     check_over_proc(mount, &target, Some(tree.as_fd()))?;
-    let moved = set_attributes(tree.as_fd(), mount)
-        .map_err(|errno| (errno, "set the flags of the mount"))
+    mismatch(mount, &what, tree.as_fd(), target.as_fd())?;
+    // Without the maps it would be another mount than the one that is asked for.
+    let may_fall_back = |errno| denied(errno) && mount.idmap.is_none();
+    let moved = own_by_setattr(tree.as_fd(), mount)
+        .map_err(|errno| flags_refused(mount, errno))
+        .and_then(|()| set_below(tree.as_fd(), mount))
         .and_then(|()| {
-            move_mount(tree.as_fd(), target.as_fd()).map_err(|errno| (errno, what.as_str()))
+            move_mount(tree.as_fd(), target.as_fd()).map_err(|errno| failed(mount, &what, errno))
         });
     match moved {
         Ok(()) => spread(root, mount, tree.as_fd()),
-        // Without the maps it would be another mount than the one that is asked for.
-        Err((errno, _)) if denied(errno) && mount.idmap.is_none() => {
+        Err(error) if error.errno().is_some_and(may_fall_back) => {
             old::bind(root, mount, source, recursive)
         }
-        Err((errno, what)) => Err(failed(mount, what, errno)),
+        Err(error) => Err(error),
     }
+}
+
+fn is_dir(fd: BorrowedFd<'_>) -> Result<bool> {
+    let kind = fstat(fd).map(|stat| stat.st_mode & libc::S_IFMT);
+    kind.map(|kind| kind == libc::S_IFDIR)
+        .map_err(|errno| Error::os("look at", "what is to be mounted", errno))
+}
+
+/// Refuses a directory on a file and the other way round, for which the kernel has only EINVAL.
+pub(super) fn mismatch(
+    mount: &Mount,
+    what: &str,
+    source: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+) -> Result<()> {
+    let says = match (is_dir(source)?, is_dir(target)?) {
+        (true, false) => "the source is a directory, what is at the target is none",
+        (false, true) => "the source is no directory, what is at the target is one",
+        _ => return Ok(()),
+    };
+    Err(failed(mount, what, Errno::ENOTDIR).remedy(says))
 }
 
 /// The target of a bind mount, made as a directory or file like the source where it is missing.
 pub(super) fn bind_target(root: &Root, mount: &Mount, source: BorrowedFd<'_>) -> Result<OwnedFd> {
-    let is_dir =
-        |fd: BorrowedFd<'_>| fstat(fd).map(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR);
-    let directory = is_dir(source).map_err(|errno| failed(mount, "look at the source", errno))?;
-    let make = if directory {
-        Make::Directory
-    } else {
-        Make::File
+    let make = match is_dir(source)? {
+        true => Make::Directory,
+        false => Make::File,
     };
     root.open_or_make(&mount.target, make)
         .map_err(|errno| failed(mount, "make the mount point", errno))
 }
 
-pub(super) fn set_attributes(tree: BorrowedFd<'_>, mount: &Mount) -> nix::Result<()> {
-    if mount.recursive_set | mount.recursive_clear != 0 {
-        mount_setattr(tree, true, mount.recursive_set, mount.recursive_clear, 0)?;
+/// Changes what is mounted at the target: the flags of the mount (`bind`), or the file system's.
+fn remount(
+    root: &Root,
+    mount: &Mount,
+    bind: bool,
+    data: &[(String, Option<String>)],
+) -> Result<Option<OwnedFd>> {
+    let fail = |errno| {
+        let error = failed(mount, "remount what is", errno);
+        match errno {
+            Errno::EINVAL => error.remedy("it has to be a mount already, and to know the options"),
+            _ => error,
+        }
+    };
+    let target = root.open(&mount.target).map_err(fail)?;
+    check_over_proc(mount, &target, None)?;
+    if bind {
+        set_own(target.as_fd(), mount)?;
+        set_below(target.as_fd(), mount)?;
+    } else {
+        let set = match mount.late_readonly {
+            true => mount.set & !attr::RDONLY,
+            false => mount.set,
+        };
+        old::remount_file_system(&target, set, data).map_err(fail)?;
     }
-    if mount.set | mount.clear != 0 {
-        mount_setattr(tree, false, mount.set, mount.clear, 0)?;
+    spread(root, mount, target.as_fd())?;
+    Ok(Some(target).filter(|_| mount.late_readonly))
+}
+
+fn flags_refused(mount: &Mount, errno: Errno) -> Error {
+    let error = failed(mount, "set the flags of the mount", errno);
+    match errno {
+        Errno::EPERM => error.remedy(
+            "flags of the host's mounts are locked in a user namespace: ask for no other access times, \
+             and not for rw, suid, dev or exec where they are off",
+        ),
+        Errno::EINVAL => error.remedy("it has to be a mount"),
+        _ => error,
     }
-    Ok(())
+}
+
+/// Sets the flags of the top mount as runc does: as soon as one flag is set or cleared, the flags that
+/// nobody asked for go, as far as they are not locked. Access times stay as they are unless asked for.
+///
+/// # Errors
+/// A sentence with the entry's field, target and errno.
+pub(super) fn set_own(top: BorrowedFd<'_>, mount: &Mount) -> Result<()> {
+    let atime = (mount.clear & attr::ATIME != 0).then_some(match mount.set & attr::ATIME {
+        attr::NOATIME => MsFlags::MS_NOATIME,
+        attr::STRICTATIME => MsFlags::MS_STRICTATIME,
+        _ => MsFlags::MS_RELATIME,
+    });
+    match own_by_setattr(top, mount) {
+        Err(errno) if denied(errno) => old::set_flags(top, mount.set, mount.clear, atime),
+        other => other,
+    }
+    .map_err(|errno| flags_refused(mount, errno))
+}
+
+fn own_by_setattr(top: BorrowedFd<'_>, mount: &Mount) -> nix::Result<()> {
+    const REPLACED: u64 =
+        attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC | attr::NOSYMFOLLOW;
+    let again = matches!(mount.what, MountKind::Remount { .. });
+    if mount.set | mount.clear == 0 && !again {
+        return Ok(());
+    }
+    let mut clear = mount.clear | REPLACED & !mount.set;
+    if clear & attr::ATIME != 0 || mount.set & attr::NODIRATIME != 0 {
+        clear |= attr::ATIME | attr::NODIRATIME & !mount.set;
+    }
+    match mount_setattr(top, false, mount.set, clear, 0) {
+        Err(Errno::EPERM) => mount_setattr(top, false, mount.set, mount.clear, 0),
+        other => other,
+    }
+}
+
+/// Sets the flags that are for all mounts of the tree: `rro` and the like.
+///
+/// # Errors
+/// A sentence with the entry's field, target and errno.
+pub(super) fn set_below(top: BorrowedFd<'_>, mount: &Mount) -> Result<()> {
+    if mount.recursive_set | mount.recursive_clear == 0 {
+        return Ok(());
+    }
+    mount_setattr(top, true, mount.recursive_set, mount.recursive_clear, 0).map_err(|errno| {
+        match errno {
+            Errno::ENOSYS => failed(mount, "set the flags of all mounts", errno)
+                .remedy("flags such as rro take mount_setattr(2), Linux 5.12"),
+            _ => flags_refused(mount, errno),
+        }
+    })
 }
 
 pub(super) fn propagate(tree: BorrowedFd<'_>, mount: &Mount) -> nix::Result<()> {
@@ -305,221 +419,13 @@ pub(super) fn propagate(tree: BorrowedFd<'_>, mount: &Mount) -> nix::Result<()> 
     Ok(())
 }
 
-/// Sets the propagation of all mounts of this namespace, from `/` on: MS_* flags, usually with
-/// MS_REC.
-///
-/// # Errors
-/// A sentence with the errno.
-pub fn root_propagation(flags: u64) -> Result<()> {
-    let none: Option<&str> = None;
-    nix::mount::mount(none, "/", none, MsFlags::from_bits_retain(flags), none)
-        .map_err(|errno| Error::os("set the mount propagation of", "/", errno))
-}
-
-/// Makes the root file system at `path` a mount of its own and opens it. `shared`: mounts of this
-/// namespace are shared with the host, so the mount that holds the root is made private first: what is
-/// mounted in the container must not show up outside, and pivot_root(2) refuses shared parents.
-///
-/// # Errors
-/// A sentence with the path and the errno.
-pub fn open_root(path: &Path, shared: bool, ask: Ask<'_>) -> Result<Root> {
-    let fail = |errno| Error::os("root.path: bind mount", path.display().to_string(), errno);
-    if shared {
-        private_parent(path).map_err(fail)?;
-    }
-    let (tree, place) = match super::root::open_dir(path) {
-        Err(error) if error.errno() == Some(Errno::EACCES) => {
-            match <[OwnedFd; 2]>::try_from(ask()?) {
-                Ok([tree, place]) => (Ok(tree), place),
-                Err(_) => return Err(fail(Errno::EBADMSG)),
-            }
-        }
-        place => (open_source(path, true), place?),
-    };
-    match tree.and_then(|tree| move_mount(tree.as_fd(), place.as_fd()).map(|()| tree)) {
-        Ok(tree) => Ok(Root::new(tree)),
-        Err(errno) if denied(errno) => {
-            let none: Option<&str> = None;
-            let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
-            nix::mount::mount(Some(path), path, none, flags, none).map_err(fail)?;
-            Ok(Root::new(super::root::open_dir(path)?))
-        }
-        Err(errno) => Err(fail(errno)),
-    }
-}
-
-fn private_parent(path: &Path) -> nix::Result<()> {
-    let none: Option<&str> = None;
-    for place in path.ancestors() {
-        match nix::mount::mount(none, place, none, MsFlags::MS_PRIVATE, none) {
-            // EINVAL: this is no mount point; the next one up may be.
-            Err(Errno::EINVAL) => {}
-            other => return other,
-        }
-    }
-    Ok(())
-}
-
-/// Makes the container's root `/` and lets go of every mount of the host.
-///
-/// # Errors
-/// A sentence with the errno.
-pub fn pivot(root: &Root, shared: bool) -> Result<()> {
-    let fail = |errno| Error::os("make the root file system", "/", errno);
-    let none: Option<&str> = None;
-    nix::unistd::fchdir(root.fd()).map_err(fail)?;
-    // The old root lands on top of the new one (pivot_root(2), "pivot_root(".", ".")").
-    nix::unistd::pivot_root(".", ".")
-        .map_err(|errno| Error::os("pivot_root to", "the root file system", errno))?;
-    if shared {
-        // Otherwise the unmounting below would go on to the host.
-        let flags = MsFlags::MS_SLAVE | MsFlags::MS_REC;
-        nix::mount::mount(none, ".", none, flags, none).map_err(fail)?;
-    }
-    umount2(".", MntFlags::MNT_DETACH)
-        .map_err(|errno| Error::os("unmount", "the host's root", errno))?;
-    nix::unistd::chdir("/").map_err(fail)
-}
-
-/// Hides paths of the container: files by /dev/null, directories by an empty read-only directory.
-#[derive(Default)]
-pub struct Masks {
-    /// The host's /dev/null, opened and checked before the root changed: the container's own may be
-    /// anything (CVE-2025-31133).
-    null: Option<OwnedFd>,
-    /// The one tmpfs that hides all directories: superblocks are slow to take down.
-    empty: Option<OwnedFd>,
-    /// Its SELinux label.
-    label: Option<String>,
-}
-
-impl Masks {
-    /// Opens what hides files. Hiding happens before the host's root goes, because kernels before
-    /// Linux 6.15 copy only mounts that are attached.
-    ///
-    /// # Errors
-    /// When the host's /dev/null is not the null device.
-    pub fn prepare(label: Option<&str>) -> Result<Self> {
-        let flags = nix::fcntl::OFlag::O_PATH
-            | nix::fcntl::OFlag::O_NOFOLLOW
-            | nix::fcntl::OFlag::O_CLOEXEC;
-        let fail = |errno| Error::os("open", "/dev/null", errno);
-        let null =
-            nix::fcntl::open("/dev/null", flags, nix::sys::stat::Mode::empty()).map_err(fail)?;
-        let stat = fstat(&null).map_err(fail)?;
-        let device = stat.st_mode & libc::S_IFMT == libc::S_IFCHR
-            && stat.st_rdev == nix::sys::stat::makedev(1, 3);
-        if !device {
-            return Err(fail(Errno::ENODEV).remedy("maskedPaths need the null device there"));
-        }
-        Ok(Self {
-            null: Some(null),
-            empty: None,
-            label: label.map(str::to_string),
-        })
-    }
-
-    /// Hides `path`; a path that is not there needs no hiding.
-    ///
-    /// # Errors
-    /// A sentence with the path and the errno.
-    pub fn hide(&mut self, root: &Root, path: &str) -> Result<()> {
-        let fail = |errno| Error::os("linux.maskedPaths: hide", path, errno);
-        let target = match root.open(path) {
-            Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
-            other => other.map_err(fail)?,
-        };
-        let stat = fstat(&target).map_err(fail)?;
-        if stat.st_mode & libc::S_IFMT == libc::S_IFDIR {
-            return self.hide_directory(&target).map_err(fail);
-        }
-        let Some(null) = &self.null else {
-            return Err(fail(Errno::ENODEV));
-        };
-        let copy = open_tree_clone(null.as_fd(), c"", false);
-        match copy.and_then(|copy| move_mount(copy.as_fd(), target.as_fd())) {
-            Err(Errno::ENOSYS | Errno::EPERM | Errno::EINVAL) => {
-                let none: Option<&str> = None;
-                let from = fd_path(null.as_fd());
-                let to = fd_path(target.as_fd());
-                nix::mount::mount(
-                    Some(from.as_str()),
-                    to.as_str(),
-                    none,
-                    MsFlags::MS_BIND,
-                    none,
-                )
-                .map_err(fail)
-            }
-            other => other.map_err(fail),
-        }
-    }
-
-    fn hide_directory(&mut self, target: &OwnedFd) -> nix::Result<()> {
-        if let Some(empty) = &self.empty
-            && let Ok(copy) = open_tree_clone(empty.as_fd(), c"", false)
-        {
-            return move_mount(copy.as_fd(), target.as_fd());
-        }
-        let set = attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC;
-        let mut data = [("size", "4k"), ("nr_inodes", "1"), ("mode", "755")]
-            .map(|(key, value)| (key.to_string(), Some(value.to_string())))
-            .to_vec();
-        data.extend(
-            self.label
-                .clone()
-                .map(|label| ("context".into(), Some(label))),
-        );
-        let made = new_filesystem("tmpfs", "tmpfs", &data, set).map_err(|(errno, _)| errno);
-        match made.and_then(|made| move_mount(made.as_fd(), target.as_fd()).map(|()| made)) {
-            Ok(made) => {
-                self.empty = Some(made);
-                Ok(())
-            }
-            Err(errno) if denied(errno) => old::fresh(target, set, "tmpfs", "tmpfs", &data),
-            Err(errno) => Err(errno),
-        }
-    }
-}
-
-/// Makes `path` a read-only mount of itself; a path that is not there is left alone.
-///
-/// # Errors
-/// A sentence with the path and the errno.
-pub fn readonly_path(root: &Root, path: &str) -> Result<()> {
-    let fail = |errno| Error::os("linux.readonlyPaths: make read-only", path, errno);
-    let target = match root.open(path) {
-        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
-        other => other.map_err(fail)?,
-    };
-    let made = open_tree_clone(target.as_fd(), c"", true).and_then(|tree| {
-        mount_setattr(tree.as_fd(), true, attr::RDONLY, 0, 0)?;
-        move_mount(tree.as_fd(), target.as_fd())
-    });
-    match made {
-        Err(errno) if denied(errno) => old::readonly_path(root, path, &target),
-        other => other,
-    }
-    .map_err(fail)
-}
-
 /// Makes the mount that `mount` is the top of read-only.
 ///
 /// # Errors
 /// Those of mount_setattr(2) and mount(2).
 pub fn make_readonly(mount: &OwnedFd) -> nix::Result<()> {
     match mount_setattr(mount, false, attr::RDONLY, 0, 0) {
-        Err(errno) if denied(errno) => old::remount(mount, MsFlags::MS_RDONLY, MsFlags::empty()),
+        Err(errno) if denied(errno) => old::add_flags(mount.as_fd(), MsFlags::MS_RDONLY),
         other => other,
     }
-}
-
-/// Makes the mount of `/` read-only.
-///
-/// # Errors
-/// A sentence with the errno.
-pub fn readonly_root(root: &Root) -> Result<()> {
-    root.open("/")
-        .and_then(|top| make_readonly(&top))
-        .map_err(|errno| Error::os("root.readonly: make read-only", "/", errno))
 }

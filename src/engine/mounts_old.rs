@@ -12,11 +12,13 @@ use nix::mount::{MsFlags, mount as mount2};
 use nix::sys::stat::Mode;
 
 use super::mounts::{
-    bind_target, check_over_proc, failed, propagate as propagate_by_fd, set_attributes,
+    bind_target, check_over_proc, failed, mismatch, propagate as propagate_by_fd, set_below,
+    set_own,
 };
 use super::root::Root;
 use crate::error::Result;
 use crate::plan::Mount;
+use crate::sys::fs::fs_flags;
 use crate::sys::mount::attr;
 
 const NONE: Option<&str> = None;
@@ -36,6 +38,14 @@ const SUPERBLOCK: [(&str, MsFlags); 6] = [
     ("lazytime", MsFlags::MS_LAZYTIME),
 ];
 
+/// MS_NOSYMFOLLOW of linux/mount.h (Linux 5.10).
+const NOSYMFOLLOW: MsFlags = MsFlags::from_bits_retain(256);
+
+/// The access-time modes, of which a mount has one.
+const ATIME: MsFlags = MsFlags::MS_NOATIME
+    .union(MsFlags::MS_RELATIME)
+    .union(MsFlags::MS_STRICTATIME);
+
 /// The flags of mount(2) for MOUNT_ATTR_* bits.
 pub fn flags_of(set: u64) -> MsFlags {
     const TABLE: [(u64, MsFlags); 8] = [
@@ -46,10 +56,50 @@ pub fn flags_of(set: u64) -> MsFlags {
         (attr::NOATIME, MsFlags::MS_NOATIME),
         (attr::STRICTATIME, MsFlags::MS_STRICTATIME),
         (attr::NODIRATIME, MsFlags::MS_NODIRATIME),
-        (attr::NOSYMFOLLOW, MsFlags::from_bits_retain(256)),
+        (attr::NOSYMFOLLOW, NOSYMFOLLOW),
     ];
     let set = TABLE.iter().filter(|(bit, _)| set & bit != 0);
     set.fold(MsFlags::empty(), |all, (_, flag)| all | *flag)
+}
+
+/// The flags that a mount has, as mount(2) takes them.
+fn flags_now(mount: BorrowedFd<'_>) -> nix::Result<MsFlags> {
+    // ST_* of statfs(2) and linux/statfs.h.
+    const TABLE: [(u64, MsFlags); 8] = [
+        (0x1, MsFlags::MS_RDONLY),
+        (0x2, MsFlags::MS_NOSUID),
+        (0x4, MsFlags::MS_NODEV),
+        (0x8, MsFlags::MS_NOEXEC),
+        (0x400, MsFlags::MS_NOATIME),
+        (0x800, MsFlags::MS_NODIRATIME),
+        (0x1000, MsFlags::MS_RELATIME),
+        (0x2000, NOSYMFOLLOW),
+    ];
+    let told = fs_flags(mount)?;
+    let set = TABLE.iter().filter(|(bit, _)| told & bit != 0);
+    let flags = set.fold(MsFlags::empty(), |all, (_, flag)| all | *flag);
+    Ok(match flags.intersects(ATIME) {
+        true => flags,
+        false => flags | MsFlags::MS_STRICTATIME,
+    })
+}
+
+/// The flags of the superblock and the data for mount(2) in the parameters of a file system.
+fn parameters(data: &[(String, Option<String>)]) -> (MsFlags, String) {
+    let mut flags = MsFlags::empty();
+    let mut parameters = Vec::new();
+    for (key, value) in data {
+        match (value, SUPERBLOCK.iter().find(|(name, _)| name == key)) {
+            // The label of SELinux may have commas, which would end it.
+            (Some(value), _) if key.ends_with("context") => {
+                parameters.push(format!("{key}=\"{value}\""));
+            }
+            (Some(value), _) => parameters.push(format!("{key}={value}")),
+            (None, Some((_, flag))) => flags |= *flag,
+            (None, None) => parameters.push(key.clone()),
+        }
+    }
+    (flags, parameters.join(","))
 }
 
 /// A new file system on `target`.
@@ -63,28 +113,30 @@ pub fn fresh(
     source: &str,
     data: &[(String, Option<String>)],
 ) -> nix::Result<()> {
-    let mut flags = flags_of(set);
-    let mut parameters = Vec::new();
-    for (key, value) in data {
-        match (value, SUPERBLOCK.iter().find(|(name, _)| name == key)) {
-            // The label of SELinux may have commas, which would end it.
-            (Some(value), _) if key.ends_with("context") => {
-                parameters.push(format!("{key}=\"{value}\""));
-            }
-            (Some(value), _) => parameters.push(format!("{key}={value}")),
-            (None, Some((_, flag))) => flags |= *flag,
-            (None, None) => parameters.push(key.clone()),
-        }
-    }
+    let (flags, data) = parameters(data);
     let path = fd_path(target.as_fd());
-    let data = parameters.join(",");
     mount2(
         Some(source),
         path.as_str(),
         Some(fstype),
-        flags,
+        flags | flags_of(set),
         Some(data.as_str()),
     )
+}
+
+/// Other flags and parameters for the file system that is mounted at `target`.
+///
+/// # Errors
+/// Those of mount(2): EINVAL where nothing is mounted.
+pub fn remount_file_system(
+    target: &OwnedFd,
+    set: u64,
+    data: &[(String, Option<String>)],
+) -> nix::Result<()> {
+    let (flags, data) = parameters(data);
+    let flags = flags | flags_of(set) | MsFlags::MS_REMOUNT;
+    let path = fd_path(target.as_fd());
+    mount2(NONE, path.as_str(), NONE, flags, Some(data.as_str()))
 }
 
 /// A bind mount with its flags and propagation.
@@ -99,19 +151,14 @@ pub fn bind(root: &Root, mount: &Mount, source: &Path, recursive: bool) -> Resul
         nix::fcntl::open(source, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(fail)?;
     let target = bind_target(root, mount, from.as_fd())?;
     check_over_proc(mount, &target, Some(from.as_fd()))?;
+    mismatch(mount, &what, from.as_fd(), target.as_fd())?;
     let mut flags = MsFlags::MS_BIND;
     flags.set(MsFlags::MS_REC, recursive);
     let (from, to) = (fd_path(from.as_fd()), fd_path(target.as_fd()));
     mount2(Some(from.as_str()), to.as_str(), NONE, flags, NONE).map_err(fail)?;
     let made = root.open(&mount.target).map_err(fail)?;
-    let only_this = mount.recursive_set | mount.recursive_clear == 0;
-    match set_attributes(made.as_fd(), mount) {
-        Err(Errno::ENOSYS | Errno::EPERM) if only_this => {
-            remount(&made, flags_of(mount.set), flags_of(mount.clear))
-        }
-        other => other,
-    }
-    .map_err(|errno| failed(mount, "set the flags of the mount", errno))?;
+    set_own(made.as_fd(), mount)?;
+    set_below(made.as_fd(), mount)?;
     propagate(root, mount)
 }
 
@@ -145,18 +192,44 @@ pub fn readonly_path(root: &Root, path: &str, target: &OwnedFd) -> nix::Result<(
     let place = fd_path(target.as_fd());
     let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
     mount2(Some(place.as_str()), place.as_str(), NONE, flags, NONE)?;
-    remount(&root.open(path)?, MsFlags::MS_RDONLY, MsFlags::empty())
+    add_flags(root.open(path)?.as_fd(), MsFlags::MS_RDONLY)
 }
 
-/// Sets and clears flags of a mount. A remount sets all of them anew, so those that it has are
-/// repeated.
+fn remount(mount: BorrowedFd<'_>, flags: MsFlags) -> nix::Result<()> {
+    let flags = flags | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
+    mount2(NONE, fd_path(mount).as_str(), NONE, flags, NONE)
+}
+
+/// Sets flags of a mount. A remount sets all of them anew, so those that it has are repeated.
 ///
 /// # Errors
 /// Those of mount(2).
-pub fn remount(mount: &OwnedFd, set: MsFlags, clear: MsFlags) -> nix::Result<()> {
-    // ST_RDONLY, ST_NOSUID, ST_NODEV and ST_NOEXEC have the numbers of their MS_* flags.
-    let kept = nix::sys::statvfs::fstatvfs(mount)?.flags().bits() & 0xf;
-    let kept = MsFlags::from_bits_truncate(kept) & !clear;
-    let flags = kept | set | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
-    mount2(NONE, fd_path(mount.as_fd()).as_str(), NONE, flags, NONE)
+pub fn add_flags(mount: BorrowedFd<'_>, set: MsFlags) -> nix::Result<()> {
+    remount(mount, flags_now(mount)? | set)
+}
+
+/// Sets the flags of a bind mount: `set`, and no other but those that are locked, unless they are in
+/// `clear`; `atime` is the access-time mode that is asked for.
+///
+/// # Errors
+/// EPERM when a locked flag would have to go.
+pub fn set_flags(
+    mount: BorrowedFd<'_>,
+    set: u64,
+    clear: u64,
+    atime: Option<MsFlags>,
+) -> nix::Result<()> {
+    let wanted = flags_of(set & !attr::ATIME) | atime.unwrap_or(MsFlags::empty());
+    match remount(mount, wanted) {
+        Err(Errno::EPERM) => {}
+        other => return other,
+    }
+    // A locked flag stays locked on repetition. Access times would be changed silently (the kernel lets
+    // some of their flags hide others), so they have to be what is asked for.
+    let now = flags_now(mount)?;
+    let cleared = now.intersects(flags_of(clear & !attr::ATIME));
+    if cleared || atime.is_some_and(|kind| kind != now & ATIME) {
+        return Err(Errno::EPERM);
+    }
+    remount(mount, wanted | now)
 }

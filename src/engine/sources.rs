@@ -67,7 +67,7 @@ pub fn provide(plan: &Plan, number: usize, from_child: &[OwnedFd]) -> Result<Vec
                 }
                 Ok(vec![tree])
             }
-            MountKind::Fresh { .. } => Err(asked_for_nothing(number)),
+            _ => Err(asked_for_nothing(number)),
         },
         _ => Err(asked_for_nothing(number)),
     }

@@ -75,7 +75,7 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
     let mut steps = begin(&context, process);
     steps.extend(mounts::root(&context)?);
     steps.extend(around_hooks(&hooks));
-    steps.extend(mounts::finish(&context, process));
+    steps.extend(mounts::finish(&context, process, &steps));
     steps.extend(to_the_program(
         asked.listen_fds + asked.preserve_fds,
         (linux, process),

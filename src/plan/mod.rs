@@ -42,6 +42,8 @@ pub struct Asked {
     pub preserve_fds: u32,
     /// How many before these it gets as sockets to listen on: sd_listen_fds(3).
     pub listen_fds: u32,
+    /// Do without pivot_root(2), which an initial ramdisk refuses.
+    pub no_pivot: bool,
 }
 
 /// A container, planned.

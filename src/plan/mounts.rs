@@ -9,8 +9,9 @@ use super::labels;
 use super::step::{Action, Device, IdMapping, Mount, MountKind, Otherwise, Step};
 use crate::cgroup;
 use crate::error::{Error, Result};
-use crate::spec::mounts::{IdMap, MountOptions, parse_mount, propagation};
+use crate::spec::mounts::{IdMap, MountOptions, PropagationKind, parse_mount, propagation};
 use crate::spec::names;
+use crate::sys::mount::attr;
 
 /// The devices that every container has (config-linux.md, "Default Devices"): name and number.
 const DEFAULT_DEVICES: [(&str, u64, u64); 6] = [
@@ -39,9 +40,17 @@ pub(super) fn root(context: &Context<'_>) -> Result<Vec<Step>> {
         .rootfs_propagation()
         .as_deref()
         .filter(|name| !name.is_empty());
-    let flags = asked
-        .and_then(propagation)
-        .map_or(libc::MS_SLAVE, |p| p.ms_flags());
+    let flags = match asked.and_then(propagation) {
+        // What is unbindable could not become the root file system; a slave passes nothing on either.
+        Some(asked) if asked.kind != PropagationKind::Unbindable => asked.ms_flags(),
+        _ => libc::MS_SLAVE,
+    };
+    if context.asked.no_pivot && flags & libc::MS_PRIVATE != 0 {
+        return Err(Error::spec(
+            "linux.rootfsPropagation",
+            "rootfsPropagation of [r]private is not safe without pivot_root",
+        ));
+    }
     let mut steps: Vec<Step> = vec![
         // Before anything is mounted: what is done here must not show on the host.
         Action::RootPropagation {
@@ -93,12 +102,6 @@ fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
     let field = format!("mounts[{index}]");
     let options = parse_mount(index, mount)?;
     check_over_proc(&field, mount, &options)?;
-    if options.remount {
-        return Err(Error::spec(
-            format!("{field}.options"),
-            "remount is not supported by this version of isorun",
-        ));
-    }
     let fstype = mount.typ().clone().unwrap_or_default();
     let data = |options: &MountOptions| {
         let flags = options
@@ -110,7 +113,12 @@ fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
         data
     };
     let source = mount.source().clone().unwrap_or_default();
-    let what = if options.bind {
+    let what = if options.remount {
+        MountKind::Remount {
+            bind: options.bind,
+            data: data(&options),
+        }
+    } else if options.bind {
         if source.as_os_str().is_empty() {
             return Err(Error::spec(
                 format!("{field}.source"),
@@ -128,20 +136,30 @@ fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
             fstype: fstype.clone(),
         }
     };
+    // In one form, so that the engine knows /proc by its name however it is written.
+    let target = resolved(&mount.destination().to_string_lossy());
+    let mut options = options;
+    if !options.bind {
+        // There is nothing below a new file system: its own flags are all.
+        options.set = options.set & !options.recursive_clear | options.recursive_set;
+        options.clear |= options.recursive_clear;
+        (options.recursive_set, options.recursive_clear) = (0, 0);
+    }
+    let late = !options.bind && (fstype == "tmpfs" || target == "/dev");
     let planned = Mount {
         field,
-        // In one form, so that the engine knows /proc by its name however it is written.
-        target: resolved(&mount.destination().to_string_lossy()),
+        target,
         what,
         set: options.set,
         clear: options.clear,
         recursive_set: options.recursive_set,
         recursive_clear: options.recursive_clear,
+        late_readonly: late && options.set & attr::RDONLY != 0,
         copyup: options.tmpcopyup && fstype == "tmpfs",
         propagation: options.propagation.iter().map(|p| p.ms_flags()).collect(),
         idmap: id_mapping(context, index, mount, &options)?,
     };
-    if fstype == "cgroup" && !options.bind {
+    if fstype == "cgroup" && !options.bind && !options.remount {
         let namespace = context.has(libc::CLONE_NEWCGROUP);
         let view = cgroup::mount_view(&context.host.cgroups, context.cgroup, namespace);
         return Ok(Action::MountCgroup {
@@ -151,7 +169,7 @@ fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
         .into());
     }
     let mut step = Step::from(Action::Mount(planned.clone()));
-    if fstype == "mqueue" && !context.has(libc::CLONE_NEWIPC) {
+    if fstype == "mqueue" && !options.remount && !context.has(libc::CLONE_NEWIPC) {
         step.otherwise.push(Otherwise {
             on: vec![libc::EPERM],
             action: None,
@@ -317,8 +335,9 @@ fn size(process: &SpecProcess) -> Option<(u16, u16)> {
     (rows != 0 && columns != 0).then_some((rows, columns))
 }
 
-/// Steps that close the file system, with the host's mounts still there, and change the root.
-pub(super) fn finish(context: &Context<'_>, process: &SpecProcess) -> Vec<Step> {
+/// Steps that close the file system, with the host's mounts still there, and change the root; `before`
+/// are those that filled it.
+pub(super) fn finish(context: &Context<'_>, process: &SpecProcess, before: &[Step]) -> Vec<Step> {
     let cwd = process.cwd().to_string_lossy().into_owned();
     let mut steps: Vec<Step> = Vec::new();
     if !cwd.trim_matches('/').is_empty() {
@@ -342,8 +361,15 @@ pub(super) fn finish(context: &Context<'_>, process: &SpecProcess) -> Vec<Step> 
             .into(),
         );
     }
+    let late = |step: &Step| matches!(&step.action, Action::Mount(mount) if mount.late_readonly);
+    if before.iter().any(late) {
+        steps.push(Action::ReadonlyMounts.into());
+    }
     steps.extend(labels::process(process));
-    steps.push(Action::PivotRoot.into());
+    steps.push(match context.asked.no_pivot {
+        true => Action::MoveRoot.into(),
+        false => Action::PivotRoot.into(),
+    });
     let asked = context
         .linux
         .rootfs_propagation()

@@ -123,6 +123,8 @@ fn describe(step: &Step, plan: &Plan) -> String {
         Action::Terminal {
             size: Some((rows, columns)),
         } => format!("terminal of {columns}x{rows}, also on /dev/console"),
+        Action::ReadonlyMounts => "read-only what is to be, now that it is filled".into(),
+        Action::MoveRoot => "the root file system is moved over the host's".into(),
         Action::PivotRoot => "pivot_root, and the host's mounts go".into(),
         Action::FinalPropagation { flags } => format!("propagation of /: {}", propagation(*flags)),
         Action::Sysctl { key, value } => format!("sysctl {key} = {value}"),
@@ -179,6 +181,16 @@ fn describe_mount(mount: &Mount) -> String {
             } else {
                 format!("{fstype} ({})", data.join(","))
             }
+        }
+        MountKind::Remount { bind, .. } => {
+            format!(
+                "again, {}",
+                if *bind {
+                    "its flags"
+                } else {
+                    "the file system"
+                }
+            )
         }
         MountKind::Bind { source, recursive } => {
             format!(

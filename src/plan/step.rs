@@ -211,8 +211,12 @@ pub enum Action {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         size: Option<(u16, u16)>,
     },
+    /// Mounts that things were put into become read-only.
+    ReadonlyMounts,
     /// The root file system becomes `/`, and the host's mounts go away: pivot_root(2).
     PivotRoot,
+    /// The same without pivot_root(2): the root file system is moved over the host's root.
+    MoveRoot,
     /// The propagation of `/` that the container asked for.
     FinalPropagation {
         /// MS_SHARED, MS_SLAVE, MS_PRIVATE or MS_UNBINDABLE, with or without MS_REC.
@@ -319,6 +323,14 @@ pub enum MountKind {
         /// With what is mounted below it.
         recursive: bool,
     },
+    /// A change of what is mounted at the target already.
+    Remount {
+        /// Of the mount's flags only, else also of the file system's.
+        bind: bool,
+        /// Parameters of the file system.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        data: Vec<(String, Option<String>)>,
+    },
 }
 
 /// A mount with all its flags as numbers.
@@ -349,6 +361,9 @@ pub struct Mount {
     /// MS_* propagation flags, each applied in turn.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub propagation: Vec<u64>,
+    /// Read-only only once everything is in it: tmpfs and /dev.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub late_readonly: bool,
     /// The owners of the files are shown as others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idmap: Option<IdMapping>,

@@ -161,13 +161,23 @@ pub fn fexec(file: BorrowedFd<'_>, args: &[CString], env: &[CString]) -> Errno {
     Errno::last()
 }
 
+fn fstatfs(fd: BorrowedFd<'_>) -> nix::Result<libc::statfs64> {
+    // SAFETY: all zeroes is a valid statfs, and the kernel fills it.
+    let mut buffer: libc::statfs64 = unsafe { std::mem::zeroed() };
+    // SAFETY: the buffer is writable and of the right type.
+    super::checked(unsafe { libc::fstatfs64(fd.as_raw_fd(), &raw mut buffer) }.into())?;
+    Ok(buffer)
+}
+
 /// The type number of the file system that `fd` is on (statfs(2) f_type).
 pub fn fs_magic(fd: BorrowedFd<'_>) -> nix::Result<i64> {
-    // SAFETY: all zeroes is a valid statfs, and the kernel fills it.
-    let mut buffer: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: the buffer is writable and of the right type.
-    super::checked(unsafe { libc::fstatfs(fd.as_raw_fd(), &raw mut buffer) }.into())?;
-    Ok(buffer.f_type)
+    fstatfs(fd).map(|told| told.f_type)
+}
+
+/// The flags of the mount that `fd` is on (statfs(2) f_flags: ST_*), also those that libc has no name
+/// for.
+pub fn fs_flags(fd: BorrowedFd<'_>) -> nix::Result<u64> {
+    fstatfs(fd).map(|told| told.f_flags as u64)
 }
 
 /// Sets an extended attribute of what `path` leads to (setxattr(2)).

@@ -10,7 +10,7 @@ mod pty;
 mod run;
 
 pub use bundle::{Bundle, busybox_tree};
-pub use hostmounts::{chown_tree, run_after};
+pub use hostmounts::{chown_tree, run_after, run_flags_after};
 pub use leaks::{cgroups_named, is_zombie, processes_tagged};
 pub use mountinfo::{Mount, mount_at, parse_mountinfo};
 pub use probe::probe;
