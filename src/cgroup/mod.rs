@@ -18,6 +18,7 @@
 mod below;
 mod create;
 mod devices;
+mod freeze;
 mod fs;
 mod hierarchies;
 mod limits;

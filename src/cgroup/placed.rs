@@ -75,19 +75,22 @@ impl PlacedDir {
 
     /// Asks the freezer; no freezer is no error, since freezing only helps.
     fn freeze(&self, frozen: bool) -> bool {
-        if !self.freezer || self.others {
-            return false;
-        }
+        self.freezer && !self.others && self.set_frozen(frozen).is_ok()
+    }
+
+    /// Asks the freezer.
+    pub(super) fn set_frozen(&self, frozen: bool) -> std::result::Result<(), Errno> {
         let (file, value) = match (self.version, frozen) {
             (Version::V2, true) => ("cgroup.freeze", "1"),
             (Version::V2, false) => ("cgroup.freeze", "0"),
             (Version::V1, true) => ("freezer.state", "FROZEN"),
             (Version::V1, false) => ("freezer.state", "THAWED"),
         };
-        write(&self.path, file, value).is_ok()
+        write(&self.path, file, value)
     }
 
-    fn froze(&self) -> bool {
+    /// True when all of its processes stand still.
+    pub(super) fn froze(&self) -> bool {
         match self.version {
             Version::V2 => fs::read_path(&self.path.join("cgroup.events"))
                 .is_ok_and(|events| events.lines().any(|line| line == "frozen 1")),
@@ -234,7 +237,7 @@ impl Placed {
 
     /// True if the container is frozen (paused).
     pub fn frozen(&self) -> bool {
-        self.dirs.iter().any(|dir| !dir.others && dir.is_frozen())
+        self.freezer().is_some_and(PlacedDir::is_frozen)
     }
 
     /// Removes what create made: the container's directories with the cgroups that were made in

@@ -12,7 +12,9 @@ mod global;
 mod kill;
 mod list;
 mod passwd;
+mod pause;
 mod plan;
+mod ps;
 mod run;
 mod signal;
 mod spec;
@@ -42,7 +44,7 @@ struct Entry {
 }
 
 /// All commands, in the order in which the help shows them.
-const COMMANDS: [Entry; 12] = [
+const COMMANDS: [Entry; 15] = [
     create::ENTRY,
     start::ENTRY,
     run::ENTRY,
@@ -51,6 +53,9 @@ const COMMANDS: [Entry; 12] = [
     kill::ENTRY,
     delete::ENTRY,
     list::ENTRY,
+    ps::ENTRY,
+    pause::PAUSE,
+    pause::RESUME,
     spec::ENTRY,
     features::ENTRY,
     plan::ENTRY,

@@ -50,7 +50,7 @@ pub fn start(store: &Store, id: &str) -> Result<()> {
     let record = record(&dir)?;
     match record.status(dir.path()) {
         Status::Created => {}
-        Status::Running | Status::Paused => {
+        Status::Running => {
             return Err(wrong_state(
                 "cannot start an already running container".into(),
             ));
@@ -60,10 +60,10 @@ pub fn start(store: &Store, id: &str) -> Result<()> {
                 "cannot start a container that has stopped".into(),
             ));
         }
-        Status::Creating => {
-            return Err(wrong_state(
-                "cannot start a container that is being created".into(),
-            ));
+        status @ (Status::Creating | Status::Paused) => {
+            return Err(wrong_state(format!(
+                "cannot start a container in the {status} state"
+            )));
         }
     }
     open_gate(&dir)?;
@@ -163,11 +163,25 @@ pub fn kill(store: &Store, id: &str, signal: i32, all: bool) -> Result<()> {
         record.status(&store.path(id)),
         Status::Created | Status::Running | Status::Paused | Status::Creating
     );
-    if all && let Some(placed) = placed(&record) {
+    if all && let Some(placed) = record.placed() {
         return placed.signal_all(signal);
     }
     match record.pid {
-        Some(pid) if alive => signal_checked(pid, record.pid_start, signal),
+        Some(pid) if alive => {
+            if signal == libc::SIGKILL
+                && !ends_its_namespace(pid)
+                && let Some(placed) = record.placed()
+            {
+                // Who shares its pid namespace with others does not take its children along.
+                signal_checked(pid, record.pid_start, signal)?;
+                return placed.kill();
+            }
+            signal_checked(pid, record.pid_start, signal)?;
+            if signal == libc::SIGKILL {
+                thaw(&record);
+            }
+            Ok(())
+        }
         _ => Err(wrong_state("container not running".into())),
     }
 }
@@ -201,11 +215,23 @@ fn signal_checked(pid: i32, start: u64, signal: i32) -> Result<()> {
     }
 }
 
-fn placed(record: &Record) -> Option<Placed> {
-    record
-        .cgroup
-        .clone()
-        .and_then(|value| serde_json::from_value(value).ok())
+/// What v1's freezer holds dies only once it is let go.
+fn thaw(record: &Record) {
+    if let Some(placed) = record.placed().filter(Placed::frozen)
+        && let Err(error) = placed.resume()
+    {
+        log::debug(|| format!("after a kill: {error}"));
+    }
+}
+
+/// Whether process `pid` is the first one of its pid namespace, whose end is that of all others in
+/// it: the last number of the line NSpid, proc_pid_status(5).
+fn ends_its_namespace(pid: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    let mut numbers = line.unwrap_or_default().split_ascii_whitespace();
+    // Before Linux 4.1 there is no such line: then it is what nearly all containers are.
+    numbers.next_back().is_none_or(|last| last == "1")
 }
 
 /// Kills what is left in a cgroup and removes it.
@@ -282,7 +308,7 @@ fn delete_locked(dir: Dir, id: &str, force: bool) -> Result<()> {
         }
     }
     end(&record)?;
-    if let Some(placed) = placed(&record) {
+    if let Some(placed) = record.placed() {
         remove_cgroup(&placed)?;
     }
     let state = state_of(&record, "stopped", 0);
@@ -308,6 +334,7 @@ fn end(record: &Record) -> Result<()> {
         Err(error) if error.kind() == Kind::State => return Ok(()),
         other => other?,
     }
+    thaw(record);
     let begin = Instant::now();
     let pidfd = process::pidfd_open(pid);
     while crate::state::is_alive(pid, record.pid_start) {

@@ -25,6 +25,7 @@ mod make;
 mod masks;
 mod mounts;
 mod mounts_old;
+mod pause;
 mod pivot;
 mod proc;
 mod relay;
@@ -37,6 +38,7 @@ use std::path::PathBuf;
 
 pub use exec::{ExecProcess, ExecRequest, exec};
 pub use lifecycle::{delete, kill, start};
+pub use pause::{pause, processes, resume};
 
 use crate::error::{Error, Kind, Result};
 use crate::host::Host;

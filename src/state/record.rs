@@ -8,6 +8,7 @@ use oci_spec::runtime::Hook;
 use serde::{Deserialize, Serialize};
 
 use super::process;
+use crate::cgroup::Placed;
 use crate::error::{Error, Kind, Result};
 
 /// The version of the format that this isorun writes. Fields may be added within a version
@@ -168,7 +169,17 @@ impl Record {
             .is_some_and(|pid| process::is_alive(pid, self.pid_start))
     }
 
-    /// The container's status, where `dir` is its state directory. Costs four system calls.
+    /// Where the container's cgroup is; none without one, or with one that cannot be read.
+    pub fn placed(&self) -> Option<Placed> {
+        let value = self.cgroup.as_ref()?;
+        Placed::deserialize(value).ok()
+    }
+
+    fn is_frozen(&self) -> bool {
+        self.placed().is_some_and(|placed| placed.frozen())
+    }
+
+    /// The container's status, where `dir` is its state directory. Costs eight system calls.
     pub fn status(&self, dir: &Path) -> Status {
         let alive = self.is_alive();
         match self.phase {
@@ -178,6 +189,7 @@ impl Record {
             }
             Phase::Creating => Status::Stopped,
             Phase::Made if !alive => Status::Stopped,
+            Phase::Made if self.is_frozen() => Status::Paused,
             Phase::Made if dir.join(super::store::FIFO).exists() => Status::Created,
             Phase::Made => Status::Running,
         }
