@@ -159,7 +159,9 @@ fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
         propagation: options.propagation.iter().map(|p| p.ms_flags()).collect(),
         idmap: id_mapping(context, index, mount, &options)?,
     };
-    if fstype == "cgroup" && !options.bind && !options.remount {
+    // Where v2 is all that there is, both types say the same.
+    let v2 = fstype == "cgroup2" && context.host.cgroups.mode == cgroup::Mode::V2;
+    if (fstype == "cgroup" || v2) && !options.bind && !options.remount {
         let namespace = context.has(libc::CLONE_NEWCGROUP);
         let view = cgroup::mount_view(&context.host.cgroups, context.cgroup, namespace);
         return Ok(Action::MountCgroup {

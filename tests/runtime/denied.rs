@@ -32,7 +32,7 @@ const CALLS: [(&str, u32); 16] = [
 ];
 
 /// The program that denies; none without a C compiler.
-fn deny() -> Option<&'static Path> {
+pub fn deny() -> Option<&'static Path> {
     static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
     BUILT
         .get_or_init(|| {
