@@ -81,10 +81,15 @@ fn flags() -> Vec<Arg> {
             "ignore-paused",
             "Also in a paused container; it starts when that is resumed",
         ),
-        // These come with a later version; until then they are refused by name.
-        flag("tty", "Give it a terminal").short('t').hide(true),
-        path("console-socket", "").hide(true),
-        path("pidfd-socket", "").hide(true),
+        flag("tty", "Give it a terminal").short('t'),
+        path(
+            "console-socket",
+            "Send the terminal's master to this Unix socket",
+        ),
+        path(
+            "pidfd-socket",
+            "Send a pidfd of the process to this Unix socket",
+        ),
         // An older runc had it, and engines may still pass it; it never was a subreaper.
         flag("no-subreaper", "").hide(true),
     ]
@@ -111,12 +116,6 @@ fn words(matches: &ArgMatches) -> impl Iterator<Item = &String> {
 }
 
 fn request(global: &Global, matches: &ArgMatches) -> Result<ExecRequest> {
-    for later in ["console-socket", "pidfd-socket"] {
-        if matches.contains_id(later) {
-            let sentence = format!("--{later} is not supported by this version of isorun");
-            return Err(Error::new(Kind::Usage, sentence));
-        }
-    }
     let mut words = words(matches);
     let id = words
         .next()
@@ -144,6 +143,8 @@ fn request(global: &Global, matches: &ArgMatches) -> Result<ExecRequest> {
         ignore_paused: matches.get_flag("ignore-paused"),
         pid_file: absolute("pid-file")?,
         preserve_fds: matches.get_one("preserve-fds").copied().unwrap_or(0),
+        console_socket: matches.get_one::<PathBuf>("console-socket").cloned(),
+        pidfd_socket: matches.get_one::<PathBuf>("pidfd-socket").cloned(),
         cgroups: SubCgroups::parse(&strings(matches, "cgroup"))?,
     })
 }

@@ -59,6 +59,8 @@ struct Child<'a> {
     umask: Mode,
     /// The working directory that root may not enter; the user may.
     enter_as_user: Option<String>,
+    /// An exec: the container is there already, with the console of its first process.
+    joined: bool,
 }
 
 /// Does the plan's steps; the last one executes the program. Never returns.
@@ -86,6 +88,7 @@ fn walk_and_tell(plan: &Plan, inherited: Inherited, root: Option<Root>) -> ! {
         started: false,
         umask: Mode::from_bits_truncate(0o022),
         enter_as_user: None,
+        joined,
     };
     let begun = if joined { Ok(()) } else { child.begin() };
     let failure = match begun.and_then(|()| child.walk()) {
@@ -329,7 +332,9 @@ impl Child<'_> {
         if let Some((rows, columns)) = size {
             terminal::resize(pair.master.as_fd(), Size { rows, columns })?;
         }
-        terminal::mount_console(self.root()?, pair.slave.as_fd())?;
+        if !self.joined {
+            terminal::mount_console(self.root()?, pair.slave.as_fd())?;
+        }
         self.inherited
             .sync
             .tell_with(&FromChild::Terminal, &[pair.master.as_fd()])

@@ -15,7 +15,9 @@ use super::child::Inherited;
 use super::foreground::Signals;
 use super::hooks::HookState;
 use super::join::{self, Init, Joiner};
+use super::relay::Relay;
 use super::sync::{self, End, FromChild};
+use super::terminal::{Destination, Receiver};
 use super::{filter, make};
 use crate::cgroup::{Cgroup, Placed, SubCgroups};
 use crate::error::{Error, Kind, Result};
@@ -46,6 +48,10 @@ pub struct ExecRequest {
     pub pid_file: Option<PathBuf>,
     /// How many descriptors from 3 on the program gets.
     pub preserve_fds: u32,
+    /// The Unix socket that the terminal's master is sent to.
+    pub console_socket: Option<PathBuf>,
+    /// The Unix socket that a pidfd of the process is sent to.
+    pub pidfd_socket: Option<PathBuf>,
     /// `--cgroup`: cgroups below the container's.
     pub cgroups: SubCgroups,
 }
@@ -95,9 +101,22 @@ pub fn exec(request: &ExecRequest) -> Result<i32> {
         signals: &signals,
         joiner: None,
         child: None,
+        terminal: Destination::choose(
+            joined.plan.terminal(),
+            request.detach,
+            request.console_socket.as_deref(),
+        )?,
+        relay: None,
+        pidfd_socket: match &request.pidfd_socket {
+            Some(path) => Some(Receiver::connect("pidfd-socket", path)?),
+            None => None,
+        },
     };
     match execing.all(request, &init) {
-        Ok(Some(pid)) if !request.detach => signals.wait_for(pid),
+        Ok(Some(pid)) if !request.detach => match execing.relay.take() {
+            Some(mut relay) => relay.run(pid),
+            None => signals.wait_for(pid),
+        },
         Ok(Some(_)) => Ok(0),
         Ok(None) => {
             execing.end();
@@ -144,13 +163,6 @@ fn plan(request: &ExecRequest, record: &Record) -> Result<Joined> {
             (process, "exec")
         }
     };
-    if process.terminal() == Some(true) {
-        let error = Error::spec(
-            "process.terminal",
-            "not supported by this version of isorun",
-        );
-        return Err(error.remedy("leave it out").in_file(file));
-    }
     let notes = crate::spec::check_process(&process, &spec).map_err(|error| error.in_file(file))?;
     let labels = [process.apparmor_profile(), process.selinux_label()];
     if labels.into_iter().flatten().any(|label| !label.is_empty()) {
@@ -186,6 +198,11 @@ struct Execing<'a> {
     signals: &'a Signals,
     joiner: Option<Pid>,
     child: Option<Pid>,
+    /// Where the terminal goes.
+    terminal: Destination,
+    /// The relay of a terminal that stays here.
+    relay: Option<Relay>,
+    pidfd_socket: Option<Receiver>,
 }
 
 /// What came of listening.
@@ -215,6 +232,12 @@ impl Execing<'_> {
         let Some(pid) = self.joined_pid(&told)? else {
             return Ok(None);
         };
+        if let Some(receiver) = self.pidfd_socket.take() {
+            let pidfd = process::pidfd_open(pid.as_raw())
+                .map_err(|errno| Error::os("open a pidfd of", "the process", errno))?;
+            // runc's word for a process that is not the container's first.
+            receiver.send("setns", pidfd.as_fd())?;
+        }
         channel
             .go()
             .map_err(|errno| Error::os("tell the process", "to go on", errno))?;
@@ -326,31 +349,33 @@ impl Execing<'_> {
     }
 
     /// Listens to the process until it has executed the program; false when a signal came first.
-    fn converse(&self, channel: &End, pid: Pid) -> Result<bool> {
+    fn converse(&mut self, channel: &End, pid: Pid) -> Result<bool> {
         let fail = |errno| Error::os("hear", "the process in the container", errno);
         loop {
             if matches!(self.wait_for(channel.fd())?, Heard::Signal) {
                 return Ok(false);
             }
-            match channel.hear().map_err(fail)?.map(|(message, _)| message) {
-                Some(FromChild::Degraded(degradation)) => {
-                    log::warning(&degradation.to_string());
-                }
-                Some(FromChild::NotifyFd(number)) => {
+            let Some((message, fds)) = channel.hear().map_err(fail)? else {
+                return match crate::state::never_executed(pid.as_raw()) {
+                    true => Err(vanished()),
+                    false => Ok(true),
+                };
+            };
+            match message {
+                FromChild::Degraded(degradation) => log::warning(&degradation.to_string()),
+                FromChild::NotifyFd(number) => {
                     self.listener(pid, number)?;
                     channel.go().map_err(fail)?;
                 }
-                Some(FromChild::Failed(error)) => return Err(error),
-                Some(
-                    FromChild::HostHooks
-                    | FromChild::Ready
-                    | FromChild::Terminal
-                    | FromChild::Source(_),
-                ) => {
+                FromChild::Terminal => {
+                    let master = fds.into_iter().next().ok_or_else(|| fail(Errno::EBADMSG))?;
+                    self.relay = make::take_terminal(&mut self.terminal, master)?;
+                    channel.go().map_err(fail)?;
+                }
+                FromChild::Failed(error) => return Err(error),
+                FromChild::HostHooks | FromChild::Ready | FromChild::Source(_) => {
                     return Err(fail(Errno::EBADMSG));
                 }
-                None if crate::state::never_executed(pid.as_raw()) => return Err(vanished()),
-                None => return Ok(true),
             }
         }
     }

@@ -327,12 +327,7 @@ impl Making<'_> {
                 "process.terminal: the container's first process sent no terminal",
             ));
         };
-        terminal::check_master(master.as_fd())?;
-        match std::mem::replace(&mut self.terminal, Destination::Nowhere) {
-            Destination::Socket(receiver) => receiver.send_terminal(master.as_fd())?,
-            Destination::Caller(caller) => self.relay = Some(Relay::new(caller, master)?),
-            Destination::Nowhere => {}
-        }
+        self.relay = take_terminal(&mut self.terminal, master)?;
         Ok(())
     }
 
@@ -419,6 +414,16 @@ impl Making<'_> {
             let state = hook_state(self.plan, "stopped", nobody);
             lifecycle::run_poststop(self.plan.hooks("poststop"), &state);
         }
+    }
+}
+
+/// Brings a terminal's master to where it belongs; the relay, where that is the caller's terminal.
+pub(super) fn take_terminal(to: &mut Destination, master: OwnedFd) -> Result<Option<Relay>> {
+    terminal::check_master(master.as_fd())?;
+    match std::mem::replace(to, Destination::Nowhere) {
+        Destination::Socket(receiver) => receiver.send_terminal(master.as_fd()).map(|()| None),
+        Destination::Caller(caller) => Relay::new(caller, master).map(Some),
+        Destination::Nowhere => Ok(None),
     }
 }
 

@@ -63,6 +63,7 @@ pub fn exec(spec: &Spec, process: &SpecProcess, asked: &Asked) -> Result<Joined>
         // Its label is set before the namespaces are joined, while /proc is the host's.
         steps.push(keyring(&asked.id, user, None));
     }
+    steps.extend(super::mounts::terminal(&process));
     let (initial_cpus, final_cpus) = affinity(&process)?;
     if initial_cpus.is_none() && final_cpus.is_none() {
         steps.push(super::schedule::all_cpus());

@@ -327,6 +327,15 @@ fn mask(context: &Context<'_>, path: &str) -> Step {
     Action::MaskPath { path, label }.into()
 }
 
+/// The terminal, where the process has one.
+pub(super) fn terminal(process: &SpecProcess) -> Option<Step> {
+    let size = size(process);
+    process
+        .terminal()
+        .unwrap_or(false)
+        .then(|| Action::Terminal { size }.into())
+}
+
 /// process.consoleSize, where it says something; the check has seen that the numbers fit.
 fn size(process: &SpecProcess) -> Option<(u16, u16)> {
     let size = process.console_size()?;
@@ -355,14 +364,7 @@ pub(super) fn finish(context: &Context<'_>, process: &SpecProcess, before: &[Ste
         }
     }
     steps.extend(masked.into_iter().map(|path| mask(context, path)));
-    if process.terminal().unwrap_or(false) {
-        steps.push(
-            Action::Terminal {
-                size: size(process),
-            }
-            .into(),
-        );
-    }
+    steps.extend(terminal(process));
     let late = |step: &Step| matches!(&step.action, Action::Mount(mount) if mount.late_readonly);
     if before.iter().any(late) {
         steps.push(Action::ReadonlyMounts.into());

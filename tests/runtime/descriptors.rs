@@ -105,7 +105,7 @@ fn sockets_to_listen_on_that_are_not_there() {
 }
 
 /// The pid that a pidfd stands for, here.
-fn pid_of(pidfd: &std::os::fd::OwnedFd) -> i32 {
+pub fn pid_of(pidfd: &std::os::fd::OwnedFd) -> i32 {
     use std::os::fd::AsRawFd;
     let info = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
     let text = std::fs::read_to_string(info).unwrap();

@@ -22,6 +22,7 @@ mod descriptors;
 mod devices;
 mod exec;
 mod exec_safety;
+mod exec_terminal;
 mod faults;
 mod hooks;
 mod isorun_only;

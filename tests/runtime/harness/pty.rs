@@ -140,6 +140,12 @@ impl Bundle {
     pub fn spawn_on_terminal(&self, slave: &File, redirect: &str) -> Running {
         self.write();
         let dir = self.bundle_dir();
+        let args = ["run", "--bundle", dir.to_str().unwrap(), &self.id];
+        self.spawn_on_terminal_with(slave, redirect, &args)
+    }
+
+    /// The same with another command than `run`.
+    pub fn spawn_on_terminal_with(&self, slave: &File, redirect: &str, args: &[&str]) -> Running {
         let tagged = self.command(&[]);
         let mut command = Command::new("setsid");
         let script = format!("exec \"$@\" {redirect}");
@@ -148,7 +154,7 @@ impl Bundle {
             .arg(&runtime().path)
             .arg("--root")
             .arg(self.state_root());
-        command.args(["run", "--bundle", dir.to_str().unwrap(), &self.id]);
+        command.args(args);
         for (name, value) in tagged.get_envs() {
             match value {
                 Some(value) => command.env(name, value),
