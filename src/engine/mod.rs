@@ -119,7 +119,13 @@ pub fn run(request: &Request) -> Result<i32> {
     let status = match made.relay.take() {
         Some(mut relay) => relay.run(made.pid),
         None => signals.wait_for(made.pid),
-    }?;
+    }
+    .inspect_err(|_| {
+        // Nobody would watch it, nor its terminal.
+        if let Err(second) = lifecycle::delete(&request.store, &request.id, true) {
+            crate::log::warning(&format!("after a failure: {second}"));
+        }
+    })?;
     if request.keep {
         return Ok(status);
     }
