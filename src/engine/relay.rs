@@ -71,29 +71,43 @@ impl Caller {
     }
 }
 
-/// The caller's terminal in raw mode, until this is dropped.
+/// The caller's terminal, raw while that is wished for; as it was when this is dropped.
 struct Raw<'a> {
     terminal: BorrowedFd<'a>,
     before: Termios,
+    is_set: bool,
 }
 
 impl<'a> Raw<'a> {
-    fn set(terminal: BorrowedFd<'a>) -> nix::Result<Self> {
-        let before = tcgetattr(terminal)?;
-        let mut raw = before.clone();
+    fn new(terminal: BorrowedFd<'a>) -> nix::Result<Self> {
+        Ok(Self {
+            terminal,
+            before: tcgetattr(terminal)?,
+            is_set: false,
+        })
+    }
+
+    fn set(&mut self, wish: bool) -> nix::Result<()> {
+        if !wish {
+            return Ok(());
+        }
+        let mut raw = self.before.clone();
         cfmakeraw(&mut raw);
         // New lines become CR and LF here and not in the container, so that output that goes to a file
         // is as the program wrote it.
-        raw.output_flags |= before.output_flags & OutputFlags::OPOST;
-        tcsetattr(terminal, SetArg::TCSANOW, &raw)?;
-        Ok(Self { terminal, before })
+        raw.output_flags |= self.before.output_flags & OutputFlags::OPOST;
+        tcsetattr(self.terminal, SetArg::TCSANOW, &raw)?;
+        self.is_set = true;
+        Ok(())
     }
 }
 
 impl Drop for Raw<'_> {
     fn drop(&mut self) {
-        // What was typed ahead stays for whoever reads next.
-        let _ = tcsetattr(self.terminal, SetArg::TCSANOW, &self.before);
+        if self.is_set {
+            // What was typed ahead stays for whoever reads next.
+            let _ = tcsetattr(self.terminal, SetArg::TCSANOW, &self.before);
+        }
     }
 }
 
@@ -156,15 +170,36 @@ impl Pending {
 pub struct Relay {
     caller: Caller,
     master: OwnedFd,
-    /// The other end, held open while the program runs: otherwise a program that closes its terminal
-    /// for a moment would end the relay.
+    /// The other end, held open while the program runs, so that the kernel does not call the terminal
+    /// dead when the program closes it for a moment. Not there where this process may not open it.
     slave: Option<OwnedFd>,
+    /// Nobody has the other end open: it is looked at again after a while.
+    deserted: bool,
     to_container: Pending,
     to_caller: Pending,
     /// The last byte that was typed, for the end of a line without a new line.
     last: u8,
-    stdin_open: bool,
+    input: Input,
+    /// Somebody takes the output.
     stdout_open: bool,
+}
+
+/// What is known about stdin.
+#[derive(PartialEq, Eq)]
+enum Input {
+    /// It is read.
+    Open,
+    /// It cannot be read now: it is a terminal, and this process in the background.
+    Away,
+    /// It is at its end.
+    Ended,
+}
+
+/// What poll(2) said of each.
+struct Ready {
+    master: PollFlags,
+    stdin: PollFlags,
+    stdout: PollFlags,
 }
 
 impl Relay {
@@ -181,15 +216,16 @@ impl Relay {
         let mut termios = tcgetattr(&master).map_err(fail("read its mode"))?;
         termios.output_flags &= !OutputFlags::ONLCR;
         tcsetattr(&master, SetArg::TCSANOW, &termios).map_err(fail("set its mode"))?;
-        let slave = terminal::peer(master.as_fd()).map_err(fail("hold its other end"))?;
+        let slave = terminal::peer(master.as_fd()).ok();
         let relay = Self {
             caller,
             master,
-            slave: Some(slave),
+            slave,
+            deserted: false,
             to_container: Pending::default(),
             to_caller: Pending::default(),
             last: b'\n',
-            stdin_open: true,
+            input: Input::Open,
             stdout_open: true,
         };
         relay.resize();
@@ -206,29 +242,36 @@ impl Relay {
         let terminal = self.caller.terminal.try_clone();
         let terminal = terminal
             .map_err(|error| Error::io("relay the terminal:", "copy the descriptor", &error))?;
-        let raw = match self.caller.is_ours() {
-            true => Some(Raw::set(terminal.as_fd()).map_err(fail)?),
-            false => None,
-        };
+        let mut raw = Raw::new(terminal.as_fd()).map_err(fail)?;
+        raw.set(self.caller.is_ours()).map_err(fail)?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let signals = SignalFd::with_flags(&SigSet::all(), flags).map_err(fail)?;
         let status = loop {
             if let Some(status) = foreground::reap(child).map_err(fail)? {
                 break status;
             }
-            self.move_once(Some(&signals), PollTimeout::NONE)
-                .map_err(fail)?;
+            let time = match self.deserted {
+                true => PollTimeout::from(SILENCE),
+                false => PollTimeout::NONE,
+            };
+            self.move_once(Some(&signals), time).map_err(fail)?;
             while let Some(signal) = signals.read_signal().map_err(fail)? {
                 let number = signal.ssi_signo as i32;
                 if number == Signal::SIGWINCH as i32 {
                     self.resize();
-                } else {
-                    foreground::pass_on(child, number).map_err(fail)?;
+                    continue;
                 }
+                if number == Signal::SIGCONT as i32 && self.caller.is_ours() {
+                    // It was stopped, or is in the foreground now: a shell has set modes of its own.
+                    raw.set(true).map_err(fail)?;
+                    if self.input == Input::Away {
+                        self.input = Input::Open;
+                    }
+                }
+                foreground::pass_on(child, number).map_err(fail)?;
             }
         };
         self.finish().map_err(fail)?;
-        drop(raw);
         Ok(status)
     }
 
@@ -242,81 +285,77 @@ impl Relay {
         }
     }
 
+    /// Waits for something to do; nothing happened in the time: none. Without `signals` the program has
+    /// ended, and only its output counts.
+    fn wait(&self, signals: Option<&SignalFd>, time: PollTimeout) -> nix::Result<Option<Ready>> {
+        let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
+        let mut wanted = PollFlags::empty();
+        wanted.set(PollFlags::POLLIN, self.to_caller.is_empty());
+        wanted.set(PollFlags::POLLOUT, !self.to_container.is_empty());
+        let reads_stdin =
+            signals.is_some() && self.to_container.is_empty() && self.input == Input::Open;
+        let mut fds = Vec::with_capacity(4);
+        let mut add = |wish: bool, fd, events| {
+            // One that is not wished for is left out: poll tells of a hang-up whatever is asked for.
+            wish.then(|| {
+                fds.push(PollFd::new(fd, events));
+                fds.len() - 1
+            })
+        };
+        let master = self.master.as_fd();
+        let master = add(!self.deserted && !wanted.is_empty(), master, wanted);
+        let writes = !self.to_caller.is_empty();
+        let stdout = add(writes, stdout.as_fd(), PollFlags::POLLOUT);
+        let stdin = add(reads_stdin, stdin.as_fd(), PollFlags::POLLIN);
+        if let Some(signals) = signals {
+            add(true, signals.as_fd(), PollFlags::POLLIN);
+        }
+        if poll(&mut fds, time)? == 0 {
+            return Ok(None);
+        }
+        let events = |place: Option<usize>| {
+            place
+                .and_then(|n| fds[n].revents())
+                .unwrap_or(PollFlags::empty())
+        };
+        Ok(Some(Ready {
+            master: events(master),
+            stdin: events(stdin),
+            stdout: events(stdout),
+        }))
+    }
+
     /// Waits for something to do, and does it once. False: nothing happened in the time.
     fn move_once(&mut self, signals: Option<&SignalFd>, time: PollTimeout) -> nix::Result<bool> {
-        let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
-        let reads = self.to_caller.is_empty();
-        let writes = !self.to_container.is_empty();
-        let mut wanted = PollFlags::empty();
-        wanted.set(PollFlags::POLLIN, reads);
-        wanted.set(PollFlags::POLLOUT, writes);
-        let takes = self.stdin_open && !writes && signals.is_some();
-        let mut fds = Vec::with_capacity(4);
-        // poll tells of a hang-up of the master whatever is asked for, and would turn in a circle while
-        // the caller takes nothing.
-        let masters = !wanted.is_empty();
-        if masters {
-            fds.push(PollFd::new(self.master.as_fd(), wanted));
-        }
-        if !reads {
-            fds.push(PollFd::new(stdout.as_fd(), PollFlags::POLLOUT));
-        }
-        if takes {
-            fds.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
-        }
-        if let Some(signals) = signals {
-            fds.push(PollFd::new(signals.as_fd(), PollFlags::POLLIN));
-        }
-        match poll(&mut fds, time) {
-            Ok(0) => return Ok(false),
-            Ok(_) => {}
-            Err(Errno::EINTR) => return Ok(true),
-            Err(errno) => return Err(errno),
-        }
-        let events = |place: usize| fds[place].revents().unwrap_or(PollFlags::empty());
-        let on_master = if masters {
-            events(0)
-        } else {
-            PollFlags::empty()
-        };
-        let mut place = usize::from(masters);
-        let on_stdout = if reads {
-            PollFlags::empty()
-        } else {
-            events(place)
-        };
-        place += usize::from(!reads);
-        let on_stdin = if takes {
-            events(place)
-        } else {
-            PollFlags::empty()
-        };
-        drop(fds);
         let readable = PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR;
         let writable = PollFlags::POLLOUT | PollFlags::POLLERR | PollFlags::POLLNVAL;
-        if !reads
-            && on_stdout.intersects(writable)
-            && self.to_caller.drain(stdout.as_fd()).is_none()
+        let waited = match self.wait(signals, time) {
+            Err(Errno::EINTR) => return Ok(true),
+            other => other?,
+        };
+        self.deserted = false;
+        let Some(ready) = waited else {
+            return Ok(false);
+        };
+        if ready.stdout.intersects(writable)
+            && self.to_caller.drain(std::io::stdout().as_fd()).is_none()
         {
             self.stdout_open = false;
-        }
-        if reads && on_master.intersects(readable) {
-            if self.to_caller.fill(self.master.as_fd()) != Filled::More {
-                return Ok(false);
-            }
+        } else if self.to_caller.is_empty() && ready.master.intersects(readable) {
+            self.deserted = self.to_caller.fill(self.master.as_fd()) != Filled::More;
             if !self.stdout_open {
                 // Nobody takes the output: the program is not held up for that.
                 self.to_caller = Pending::default();
             }
         }
-        if writes && on_master.contains(PollFlags::POLLOUT) {
+        if ready.master.contains(PollFlags::POLLOUT) {
             let _ = self.to_container.drain(self.master.as_fd());
         }
-        if takes && on_stdin.intersects(readable | PollFlags::POLLNVAL) {
-            match self.to_container.fill(stdin.as_fd()) {
+        if ready.stdin.intersects(readable | PollFlags::POLLNVAL) {
+            match self.to_container.fill(std::io::stdin().as_fd()) {
                 Filled::More => self.last = *self.to_container.bytes.last().unwrap_or(&self.last),
                 Filled::End => self.end_of_input(),
-                Filled::Lost => self.stdin_open = false,
+                Filled::Lost => self.input = Input::Away,
             }
         }
         Ok(true)
@@ -325,7 +364,7 @@ impl Relay {
     /// stdin is at its end: the container's terminal is told as a person would, by the character for
     /// it; twice after a line that has no end yet, because the first only ends that line.
     fn end_of_input(&mut self) {
-        self.stdin_open = false;
+        self.input = Input::Ended;
         let Ok(termios) = tcgetattr(&self.master) else {
             return;
         };
@@ -349,7 +388,7 @@ impl Relay {
                 true => PollTimeout::from(SILENCE),
                 false => PollTimeout::NONE,
             };
-            if !self.move_once(None, time)? {
+            if !self.move_once(None, time)? || self.deserted {
                 return Ok(());
             }
         }

@@ -49,13 +49,10 @@ fn preserved_descriptors_arrive_and_no_others() {
 
 #[test]
 fn descriptors_that_are_not_there() {
-    since_runc!(1, 2, "a check of the descriptors");
+    isorun_only!("runc 1.3 takes a descriptor of its own for the one that is missing");
     let bundle = telling();
     let out = run_after(&bundle, "exec 3<host/a 4<&-", &["--preserve-fds", "2"]).code(1);
-    assert!(
-        out.stderr.contains("descriptor 4") || out.stderr.contains("preserved-fd"),
-        "{out:#?}"
-    );
+    assert!(out.stderr.contains("descriptor 4"), "{out:#?}");
     bundle.assert_gone();
 }
 
@@ -146,7 +143,10 @@ fn a_pidfd_that_nobody_takes() {
     let out = bundle.call(&[&["run"], &args[..], &[dir.to_str().unwrap(), &bundle.id]].concat());
     let out = out.code(1);
     assert!(out.stderr.contains(path.to_str().unwrap()), "{out:#?}");
-    bundle.assert_gone();
+    // runc 1.3 leaves its state there, for delete.
+    if crate::harness::runtime().isorun {
+        bundle.assert_gone();
+    }
 }
 
 #[test]

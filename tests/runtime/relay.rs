@@ -27,7 +27,7 @@ fn mode(
 fn a_person_at_a_window() {
     let bundle = with_terminal(
         // A trap ends the reading of a line.
-        "trap 'w=1; echo window' WINCH; busybox stty size; echo on $(readlink /proc/self/fd/0); \
+        "trap 'w=1; echo window' WINCH; sleep 0.3; busybox stty size; echo on $(readlink /proc/self/fd/0); \
          while w= line=; read line || test $w; do echo got $line; busybox stty size; done; exit 3",
     );
     let (mut person, slave) = terminal();
@@ -190,8 +190,9 @@ fn nobody_at_all() {
     bundle.write();
     let dir = bundle.bundle_dir();
     let tagged = bundle.command(&[]);
-    let mut command = std::process::Command::new("setsid");
+    let mut command = std::process::Command::new(crate::harness::busybox());
     command
+        .arg("setsid")
         .arg(tagged.get_program())
         .arg("--root")
         .arg(bundle.state_root());
@@ -228,9 +229,9 @@ fn a_size_is_kept_where_the_caller_has_none() {
     bundle.set("/process/consoleSize", json!({"height": 7, "width": 91}));
     let (mut person, slave) = terminal();
     bundle.spawn_on_terminal(&slave, "").finish().ok();
+    isorun_only!("runc takes the size of the window, even none, once the program has started");
     // The caller's window counts, where it has a size.
     assert_eq!(person.text(), "24 80\r\n");
-    isorun_only!("runc takes a size of nothing from a window without one");
     person.resize(0, 0);
     let mut second = Bundle::sh("busybox stty size");
     second
@@ -238,4 +239,56 @@ fn a_size_is_kept_where_the_caller_has_none() {
         .set("/process/consoleSize", json!({"height": 7, "width": 91}));
     second.spawn_on_terminal(&slave, "").finish().ok();
     assert!(person.text().ends_with("7 91\r\n"), "{}", person.text());
+}
+
+#[test]
+fn from_the_background_to_the_foreground() {
+    isorun_only!("runc reads the terminal in the background, too, and its shell stops it");
+    let bundle = with_terminal("echo ready; read word; echo got $word; exit 9");
+    let (mut person, slave) = terminal();
+    let before = mode(&slave);
+    let script = "set -m; \"$@\" & sleep 0.5; echo now; read key; fg %1";
+    let running = bundle.spawn_in_shell(&slave, script);
+    person.wait("ready");
+    person.wait("now");
+    // In the background it leaves the terminal alone: what is typed is the shell's.
+    assert_eq!(mode(&slave), before);
+    person.write("\n");
+    wait_for("raw mode", || !mode(&slave).0.contains(LocalFlags::ECHO));
+    person.write("hello\r");
+    person.wait("got hello");
+    running.finish().code(9);
+    assert_eq!(mode(&slave), before);
+}
+
+#[test]
+fn a_terminal_that_is_hung_up_does_not_keep_it_busy() {
+    // vhangup(2), as login and getty call it.
+    let mut bundle = with_terminal("trap '' HUP; echo ready; /probe syscall 153; sleep 3; exit 10");
+    if let Err(why) = bundle.add_probe() {
+        skip!("{why}");
+    }
+    let caps = json!(["CAP_SYS_TTY_CONFIG"]);
+    bundle.set(
+        "/process/capabilities",
+        json!({"bounding": caps, "effective": caps, "permitted": caps}),
+    );
+    let (mut person, slave) = terminal();
+    let running = bundle.spawn_on_terminal(&slave, "");
+    person.wait("ready");
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", running.pid())).unwrap();
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    // proc_pid_stat(5): utime and stime, in hundredths of a second.
+    let used: u64 = fields[11..13]
+        .iter()
+        .map(|n| n.parse::<u64>().unwrap())
+        .sum();
+    assert!(used < 80, "{used}: {stat}");
+    running.finish().code(10);
 }

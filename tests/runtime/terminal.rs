@@ -131,8 +131,8 @@ fn in_a_user_namespace() {
         .set("/linux/uidMappings", map.clone())
         .set("/linux/gidMappings", map);
     let tree = bundle.rootfs("/");
-    let mut chown = std::process::Command::new("chown");
-    chown.args(["-hR", "200000:200000"]).arg(&tree);
+    let mut chown = std::process::Command::new(crate::harness::busybox());
+    chown.args(["chown", "-hR", "200000:200000"]).arg(&tree);
     assert!(chown.status().unwrap().success());
     let mut terminal = detached(&bundle);
     terminal.wait("done");

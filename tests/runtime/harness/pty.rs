@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::pty::{Winsize, openpty};
 
-use super::{Bundle, Running, runtime, wait_for};
+use super::{Bundle, Running, busybox, runtime, wait_for};
 
 /// The master of a pseudoterminal, and what it has said so far.
 pub struct Terminal {
@@ -135,9 +135,14 @@ impl Socket {
 }
 
 impl Bundle {
-    /// `run` in the foreground as the leader of a session on the terminal whose other end this is.
-    /// `redirect` has what a shell would: `<&4`, `>file`.
+    /// `run` in the foreground on the terminal whose other end this is, by a shell that leads a session
+    /// there; `redirect` is for it: `<file`, `>file`.
     pub fn spawn_on_terminal(&self, slave: &File, redirect: &str) -> Running {
+        self.spawn_in_shell(slave, &format!("exec \"$@\" {redirect}"))
+    }
+
+    /// The same with a script of its own, in which `"$@"` is the `run`.
+    pub fn spawn_in_shell(&self, slave: &File, script: &str) -> Running {
         self.write();
         let dir = self.bundle_dir();
         let args = ["run", "--bundle", dir.to_str().unwrap(), &self.id];
@@ -147,9 +152,8 @@ impl Bundle {
     /// The same with another command than `run`.
     pub fn spawn_on_terminal_with(&self, slave: &File, redirect: &str, args: &[&str]) -> Running {
         let tagged = self.command(&[]);
-        let mut command = Command::new("setsid");
-        let script = format!("exec \"$@\" {redirect}");
-        command.args(["--ctty", "sh", "-c", &script, "sh"]);
+        let mut command = Command::new(busybox());
+        command.args(["setsid", "-c", "sh", "-c", script, "sh"]);
         command
             .arg(&runtime().path)
             .arg("--root")

@@ -132,7 +132,8 @@ impl Running {
         while self.alive() {
             if start.elapsed() > LIMIT {
                 let stderr =
-                    String::from_utf8_lossy(&std::fs::read(&self.stderr).unwrap()).into_owned();
+                    String::from_utf8_lossy(&std::fs::read(&self.stderr).unwrap_or_default())
+                        .into_owned();
                 panic!(
                     "hang: {} not done in {LIMIT:?}\n{}\n{stderr}",
                     self.name,
