@@ -146,11 +146,15 @@ impl Bundle {
         self.write();
         let dir = self.bundle_dir();
         let args = ["run", "--bundle", dir.to_str().unwrap(), &self.id];
-        self.spawn_on_terminal_with(slave, redirect, &args)
+        self.spawn_script(slave, script, &args)
     }
 
-    /// The same with another command than `run`.
+    /// The same as [`Bundle::spawn_on_terminal`] with another command than `run`.
     pub fn spawn_on_terminal_with(&self, slave: &File, redirect: &str, args: &[&str]) -> Running {
+        self.spawn_script(slave, &format!("exec \"$@\" {redirect}"), args)
+    }
+
+    fn spawn_script(&self, slave: &File, script: &str, args: &[&str]) -> Running {
         let tagged = self.command(&[]);
         let mut command = Command::new(busybox());
         command.args(["setsid", "-c", "sh", "-c", script, "sh"]);
