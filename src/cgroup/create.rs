@@ -20,6 +20,10 @@ use crate::sys::bpf;
 const LOAD: &str = "load the eBPF program for linux.resources.devices of cgroup";
 const ATTACH: &str = "attach the eBPF program for linux.resources.devices to cgroup";
 
+/// What runc says where a cgroup needs a permission that a rootless caller does not have.
+const ROOTLESS: &str =
+    "rootless needs no limits + no cgrouppath when no permission is granted for cgroups";
+
 /// A container's cgroup that was made, open.
 #[derive(Debug)]
 pub struct Cgroup {
@@ -64,6 +68,20 @@ impl Cgroup {
         };
         for dir in &plan.dirs {
             if let Err(error) = cgroup.make(dir) {
+                let denied = matches!(
+                    error.errno(),
+                    Some(Errno::EACCES | Errno::EPERM | Errno::EROFS)
+                );
+                if denied && plan.lenient && dir.writes.is_empty() {
+                    // Without privileges and without limits: the container stays where its caller is.
+                    cgroup.leave_out();
+                    continue;
+                }
+                let error = if denied && plan.rootless {
+                    error.context(ROOTLESS)
+                } else {
+                    error
+                };
                 return Err(match cgroup.placed.remove() {
                     Ok(()) => error,
                     Err(more) => error.remedy(format!("and it could not be removed: {more}")),
@@ -71,6 +89,31 @@ impl Cgroup {
             }
         }
         Ok(cgroup)
+    }
+
+    /// Takes back what the last [`Cgroup::make`] made before it failed.
+    fn leave_out(&mut self) {
+        if let Some(dir) = self.placed.dirs.pop() {
+            let half = Placed {
+                mode: self.placed.mode,
+                dirs: vec![dir],
+            };
+            // What could not be made is usually not there.
+            let _ = half.remove();
+        }
+    }
+
+    /// The hierarchies that this process may not enter are left out, like those where nothing could be
+    /// made: true if that is allowed, false if the container has to be in them.
+    pub fn give_up(&mut self, plan: &CgroupPlan) -> bool {
+        let limits = plan.dirs.iter().any(|dir| !dir.writes.is_empty());
+        if !plan.lenient || limits {
+            return false;
+        }
+        self.dirs.clear();
+        let _ = self.placed.remove();
+        self.placed.dirs.clear();
+        true
     }
 
     fn make(&mut self, dir: &PlannedDir) -> Result<()> {

@@ -33,6 +33,12 @@ pub struct CgroupPlan {
     pub dirs: Vec<PlannedDir>,
     /// The child can be cloned into its cgroup: everything it needs is on v2.
     pub clone_into: bool,
+    /// Made without privileges over cgroups: see [`CgroupPlan::adapt`].
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub rootless: bool,
+    /// A directory that may not be made is left out, where no limit needs it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub lenient: bool,
     /// Fields that have no effect here, with the reason; as under runc, but told.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ignored: Vec<Ignored>,
@@ -142,6 +148,27 @@ impl PlannedDir {
 }
 
 impl CgroupPlan {
+    /// Adapts the plan to a runtime that is not the machine's root. `rootless`: a directory that may not
+    /// be made is left out if no limit needs it, and none was asked for by `linux.cgroupsPath`
+    /// (`explicit`), as under runc. `root`: the runtime is the machine's root, so device rules can be
+    /// had: the kernel takes none from anybody else, who cannot make device nodes either.
+    pub fn adapt(&mut self, rootless: bool, explicit: bool, root: bool) {
+        self.rootless = rootless;
+        self.lenient = rootless && !explicit;
+        if root {
+            return;
+        }
+        let had = self.dirs.iter_mut().filter_map(|dir| dir.devices.take());
+        if had.count() > 0 {
+            self.ignored.push(Ignored {
+                field: "linux.resources.devices".into(),
+                reason: "only the machine's root sets device rules; who is not can make no device \
+                         nodes either"
+                    .into(),
+            });
+        }
+    }
+
     /// The directory on v2, if there is one.
     pub fn v2(&self) -> Option<&PlannedDir> {
         self.dirs.iter().find(|dir| dir.version == Version::V2)
@@ -207,6 +234,8 @@ pub fn plan(linux: Option<&Linux>, id: &str, host: &Hierarchies) -> Result<Cgrou
         mode: host.mode,
         dirs,
         clone_into: host.mode == Mode::V2,
+        rootless: false,
+        lenient: false,
         ignored: Vec::new(),
     };
     let resources = linux.and_then(|linux| linux.resources().as_ref());

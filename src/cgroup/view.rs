@@ -3,7 +3,7 @@
 //! As runc has it, with one difference: on a hybrid host the container sees the v2 side as well
 //! (runc leaves it out although the processes are in it).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +22,9 @@ pub enum MountView {
     V2 {
         /// What to bind instead, where the kernel refuses the mount (EPERM, EBUSY).
         bind: PathBuf,
+        /// What to bind where that was not made, for want of permission: the runtime's own cgroup.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        own: Option<PathBuf>,
     },
     /// Mount a tmpfs (`mode=755`) at the destination, and in it:
     V1 {
@@ -46,16 +49,24 @@ pub struct ViewEntry {
     pub data: String,
     /// The host's directory to bind without a cgroup namespace, or where the mount is refused.
     pub bind: PathBuf,
+    /// The runtime's own cgroup, to bind where the container's was not made for want of permission.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own: Option<PathBuf>,
 }
 
 /// What to mount for a mount of type `cgroup`, in a container with a cgroup namespace of its own or
 /// without one.
 pub fn mount_view(host: &Hierarchies, plan: &CgroupPlan, cgroup_ns: bool) -> MountView {
+    let own = |mount: &Path, path: &str| {
+        plan.lenient
+            .then(|| mount.join(path.trim_start_matches('/')))
+    };
+    let own_v2 = host.v2.as_ref().and_then(|v2| own(&v2.mount, &v2.own));
     if host.mode == Mode::V2 {
         let whole = host.v2.as_ref().map(|v2| v2.mount.clone());
-        let own = plan.v2().map(|dir| dir.path.clone());
-        return match if cgroup_ns { own } else { whole } {
-            Some(bind) => MountView::V2 { bind },
+        let made = plan.v2().map(|dir| dir.path.clone());
+        return match if cgroup_ns { made } else { whole } {
+            Some(bind) => MountView::V2 { bind, own: own_v2 },
             None => MountView::None,
         };
     }
@@ -87,6 +98,14 @@ pub fn mount_view(host: &Hierarchies, plan: &CgroupPlan, cgroup_ns: bool) -> Mou
             fs,
             data,
             bind: dir.path.clone(),
+            own: match dir.version {
+                Version::V1 => host
+                    .v1
+                    .iter()
+                    .find(|v1| v1.mount == dir.mount)
+                    .and_then(|v1| own(&v1.mount, &v1.own)),
+                Version::V2 => own_v2.clone(),
+            },
         });
     }
     match entries.is_empty() {

@@ -78,6 +78,7 @@ pub fn request(global: &Global, matches: &ArgMatches) -> Result<Request> {
         // As they were written: made absolute, a path may become longer than a socket's can be.
         console_socket: matches.get_one::<PathBuf>("console-socket").cloned(),
         pidfd_socket: matches.get_one::<PathBuf>("pidfd-socket").cloned(),
+        rootless: global.rootless,
     })
 }
 

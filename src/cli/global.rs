@@ -14,6 +14,8 @@ use crate::state::Store;
 pub struct Global {
     /// Where containers' state is.
     pub store: Store,
+    /// `--rootless`: whether cgroups may be missing for want of permission; nothing: as the host is.
+    pub rootless: Option<bool>,
 }
 
 /// What is needed before the command line is parsed: where errors go, also those of the command
@@ -90,9 +92,9 @@ pub fn arguments() -> [Arg; 7] {
             .value_parser(value_parser!(PathBuf))
     };
     [
-        path("root")
-            .value_name("DIR")
-            .help("Where containers' state is kept [default: /run/isorun]"),
+        path("root").value_name("DIR").help(
+            "Where containers' state is kept [default: /run/isorun, or $XDG_RUNTIME_DIR/isorun]",
+        ),
         path("log")
             .value_name("FILE")
             .help("Append errors and warnings to this file as well as to stderr"),
@@ -104,12 +106,15 @@ pub fn arguments() -> [Arg; 7] {
             .long("debug")
             .action(ArgAction::SetTrue)
             .help("Log what is done, too"),
-        // Engines pass these three; none has an effect yet.
+        Arg::new("rootless")
+            .long("rootless")
+            .value_name("WHEN")
+            .help("Do without cgroups that may not be made: true, false or auto [default: auto]"),
+        // Engines pass these two; none has an effect yet.
         Arg::new("systemd-cgroup")
             .long("systemd-cgroup")
             .action(ArgAction::SetTrue)
             .hide(true),
-        Arg::new("rootless").long("rootless").hide(true),
         Arg::new("criu").long("criu").hide(true),
     ]
 }
@@ -128,11 +133,25 @@ impl Global {
         let root = match matches.get_one::<PathBuf>("root") {
             Some(root) => std::path::absolute(root)
                 .map_err(|error| Error::io("resolve", root.display().to_string(), &error))?,
-            None => Store::default_root(),
+            None => Store::default_root(crate::host::in_user_namespace),
         };
         Ok(Self {
             store: Store::new(root),
+            rootless: rootless(matches.get_one::<String>("rootless").map(String::as_str))?,
         })
+    }
+}
+
+/// What `--rootless` means, with all words for yes and no that runc takes.
+fn rootless(word: Option<&str>) -> Result<Option<bool>> {
+    match word {
+        None | Some("" | "auto") => Ok(None),
+        Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(Some(true)),
+        Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(Some(false)),
+        Some(word) => Err(Error::new(
+            Kind::Usage,
+            format!("--rootless {word:?}: it is neither true nor false nor auto"),
+        )),
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::PathBuf;
 
-use clap::{Arg, ArgMatches, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, value_parser};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use super::{Entry, Global};
@@ -15,15 +15,22 @@ pub const ENTRY: Entry = Entry {
     name: "spec",
     about: "Write a config.json to start from",
     arguments: |command| {
-        command.arg(
-            Arg::new("bundle")
-                .long("bundle")
-                .short('b')
-                .value_name("DIR")
-                .value_parser(value_parser!(PathBuf))
-                .default_value(".")
-                .help("The directory to write it to"),
-        )
+        command
+            .arg(
+                Arg::new("bundle")
+                    .long("bundle")
+                    .short('b')
+                    .value_name("DIR")
+                    .value_parser(value_parser!(PathBuf))
+                    .default_value(".")
+                    .help("The directory to write it to"),
+            )
+            .arg(
+                Arg::new("rootless")
+                    .long("rootless")
+                    .action(ArgAction::SetTrue)
+                    .help("For a user without privileges: in a user namespace, without limits"),
+            )
     },
     run,
 };
@@ -41,7 +48,14 @@ fn run(_: &Global, matches: &ArgMatches) -> Result<Exit> {
         }
         _ => Error::io("write", path.display().to_string(), error),
     };
-    let text = crate::spec::template(has_only_cgroup2());
+    let cgroup2 = has_only_cgroup2();
+    let text = match matches.get_flag("rootless") {
+        true => {
+            let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+            crate::spec::template::rootless(cgroup2, uid.as_raw(), gid.as_raw())
+        }
+        false => crate::spec::template(cgroup2),
+    };
     // Never over an existing file: it may be the only copy of somebody's work.
     let mut file = OpenOptions::new()
         .write(true)

@@ -24,12 +24,12 @@ pub fn mount(root: &Root, mount: &Mount, view: &MountView) -> Result<()> {
             Errno::ENODEV,
         )
         .remedy("the host has no cgroups mounted; leave the mount out")),
-        MountView::V2 { bind } => one(
+        MountView::V2 { bind, own } => one(
             root,
             mount,
             mount.target.clone(),
             Some(("cgroup2", "")),
-            bind,
+            (bind, own.as_deref()),
         ),
         MountView::V1 { entries, links } => {
             tree(root, mount, entries, links)?;
@@ -45,7 +45,7 @@ fn one(
     mount: &Mount,
     target: String,
     fresh: Option<(&str, &str)>,
-    bind: &Path,
+    (bind, own): (&Path, Option<&Path>),
 ) -> Result<()> {
     let mut made = Mount {
         target,
@@ -66,11 +66,17 @@ fn one(
             other => return other.map(drop),
         }
     }
-    made.what = MountKind::Bind {
-        source: bind.to_path_buf(),
-        recursive: false,
+    let mut from = |source: &Path| {
+        made.what = MountKind::Bind {
+            source: source.to_path_buf(),
+            recursive: false,
+        };
+        mounts::mount(root, &made, &nothing).map(drop)
     };
-    mounts::mount(root, &made, &nothing).map(drop)
+    match (from(bind), own) {
+        (Err(error), Some(own)) if error.errno() == Some(Errno::ENOENT) => from(own),
+        (other, _) => other,
+    }
 }
 
 /// The directories of cgroups are open to everybody: nothing to ask the parent for.
@@ -115,7 +121,8 @@ fn tree(
         root.open_or_make(&target, Make::Directory)
             .map_err(|errno| Error::os("make the mount point", &target, errno))?;
         let fresh = entry.fs.as_deref().map(|fs| (fs, entry.data.as_str()));
-        one(root, mount, target, fresh, &entry.bind)?;
+        let binds = (entry.bind.as_path(), entry.own.as_deref());
+        one(root, mount, target, fresh, binds)?;
     }
     for (name, target) in links {
         super::devices::link(root, &format!("{}/{name}", mount.target), target)?;

@@ -41,6 +41,8 @@ pub struct Inherited {
     pub wait: bool,
     /// The signal mask that the program gets.
     pub signals: SigSet,
+    /// Namespaces that it joins by itself.
+    pub joins: Vec<super::namespaces::Joined>,
 }
 
 struct Child<'a> {
@@ -122,6 +124,9 @@ impl Child<'_> {
                 .enter()
                 .map_err(fail("enter the container's cgroups"))?;
         }
+        let joins = std::mem::take(&mut self.inherited.joins);
+        super::namespaces::enter(&joins)?;
+        drop(joins);
         self.let_go()?;
         if self.inherited.wait {
             self.inherited
@@ -131,6 +136,19 @@ impl Child<'_> {
         }
         let birth = &self.plan.birth;
         if birth.uid_map.is_empty() {
+            if birth
+                .joins
+                .iter()
+                .any(|join| join.flag == libc::CLONE_NEWUSER as u64)
+            {
+                // Files are made by the root of the joined user namespace, where it has one.
+                match process::set_ids(0, 0) {
+                    Ok(()) | Err(Errno::EINVAL) => {}
+                    Err(errno) => return Err(fail("become root of the user namespace")(errno)),
+                }
+                process::parent_death_signal(libc::SIGKILL)
+                    .map_err(fail("set the death signal"))?;
+            }
             // Nobody who shares a pid namespace with the container looks at this process before it
             // is what it will be (CVE-2016-9962).
             process::dumpable(false).map_err(fail("hide from ptrace"))?;
@@ -222,6 +240,7 @@ impl Child<'_> {
             | Action::OpenRoot { .. }
             | Action::Mount(_)
             | Action::MountCgroup { .. }
+            | Action::BindSys { .. }
             | Action::Device(_)
             | Action::BindDevice(_)
             | Action::DevLinks { .. }
@@ -313,14 +332,11 @@ impl Child<'_> {
             Action::ReadonlyRoot => pivot::readonly_root(self.root()?),
             Action::ReadonlyPath { path } => masks::readonly_path(self.root()?, path),
             Action::FileLabel { path, label } => labels::file(self.root()?, path, label),
-            Action::MaskPath { path, label } => {
-                if self.masks.is_none() {
-                    self.masks = Some(Masks::prepare(label.as_deref())?);
-                }
-                match (&mut self.masks, &self.root) {
-                    (Some(masks), Some(root)) => masks.hide(root, path),
-                    _ => Ok(()),
-                }
+            Action::MaskPath { path, label } => self.hide(path, label.as_deref()),
+            Action::BindSys { mount, hidden } => {
+                let nothing = || Err(Error::os("open", "/sys", Errno::EACCES));
+                mounts::mount(self.root()?, mount, &nothing)?;
+                hidden.iter().try_for_each(|path| self.hide(path, None))
             }
             _ => Ok(()),
         }
@@ -341,6 +357,16 @@ impl Child<'_> {
             .map_err(|errno| Error::os("process.terminal: hand over", "the terminal", errno))?;
         self.wait("the terminal to be handed over")?;
         terminal::attach(pair.slave)
+    }
+
+    fn hide(&mut self, path: &str, label: Option<&str>) -> Result<()> {
+        if self.masks.is_none() {
+            self.masks = Some(Masks::prepare(label)?);
+        }
+        match (&mut self.masks, &self.root) {
+            (Some(masks), Some(root)) => masks.hide(root, path),
+            _ => Ok(()),
+        }
     }
 
     /// Steps from the finished surroundings to the program.

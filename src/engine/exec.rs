@@ -21,7 +21,7 @@ use super::terminal::{Destination, Receiver};
 use super::{filter, make};
 use crate::cgroup::{Cgroup, Placed, SubCgroups};
 use crate::error::{Error, Kind, Result};
-use crate::host::Lsm;
+use crate::host::{Lsm, Privilege};
 use crate::log;
 use crate::plan::{Asked, Joined};
 use crate::state::{Record, Status, Store};
@@ -80,7 +80,6 @@ impl std::fmt::Debug for ExecProcess {
 /// # Errors
 /// A container that has stopped, or is paused; a sentence with the step, the object and the errno.
 pub fn exec(request: &ExecRequest) -> Result<i32> {
-    super::check_privilege()?;
     if !single_threaded() {
         return Err(Error::new(
             Kind::System,
@@ -181,8 +180,9 @@ fn plan(request: &ExecRequest, record: &Record) -> Result<Joined> {
         preserve_fds: request.preserve_fds,
         listen_fds: 0,
         no_pivot: false,
+        rootless: None,
     };
-    crate::plan::exec(&spec, &process, &asked)
+    crate::plan::exec(&spec, &process, &asked, Privilege::detect())
 }
 
 fn of_container(spec: &Spec) -> Result<Process> {
@@ -302,6 +302,7 @@ impl Execing<'_> {
             entry: None,
             wait: false,
             signals: self.signals.before(),
+            joins: Vec::new(),
         };
         match born {
             Ok(Born::Child) => {
@@ -373,7 +374,10 @@ impl Execing<'_> {
                     channel.go().map_err(fail)?;
                 }
                 FromChild::Failed(error) => return Err(error),
-                FromChild::HostHooks | FromChild::Ready | FromChild::Source(_) => {
+                FromChild::HostHooks
+                | FromChild::Ready
+                | FromChild::Source(_)
+                | FromChild::Born(_) => {
                     return Err(fail(Errno::EBADMSG));
                 }
             }

@@ -145,7 +145,11 @@ fn enter(plan: &Plan, joiner: &Joiner<'_>, inherited: &Inherited) -> Result<Root
             Errno::EPERM => Ok(()),
             errno => Err(fail("leave the caller's groups")(errno)),
         })?;
-        process::set_ids(0, 0).map_err(fail("become root of the user namespace"))?;
+        match process::set_ids(0, 0) {
+            // A user namespace that the container joined, and that has no root.
+            Ok(()) | Err(Errno::EINVAL) => {}
+            Err(errno) => return Err(fail("become root of the user namespace")(errno)),
+        }
     }
     // Joining a user namespace and changing ids may have undone both.
     process::dumpable(false).map_err(fail("hide from ptrace"))?;

@@ -13,14 +13,15 @@ use nix::unistd::Pid;
 
 use super::child::{self, Inherited};
 use super::hooks::{self, HookState};
+use super::namespaces::{self, Joined};
 use super::relay::Relay;
 use super::sync::{self, End, FromChild};
 use super::terminal::{self, Destination, Receiver};
-use super::{Request, lifecycle};
+use super::{Request, lifecycle, maps};
 use crate::cgroup::{Cgroup, Placed};
 use crate::error::{Error, Kind, Result};
 use crate::log;
-use crate::plan::{Asked, Degradation, IdMap, Plan};
+use crate::plan::{Asked, Degradation, Plan};
 use crate::spec::Loaded;
 use crate::state::{Dir, Phase, Record, start_time};
 use crate::sys::clone::{Born, clone_old, clone3, single_threaded};
@@ -60,7 +61,6 @@ impl Made {
 /// # Errors
 /// A sentence with the step, the object and the errno; nothing stays behind then.
 pub fn make(request: &Request, mode: Mode) -> Result<Made> {
-    super::check_privilege()?;
     if !single_threaded() {
         return Err(Error::new(
             Kind::System,
@@ -73,6 +73,7 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
         preserve_fds: request.preserve_fds,
         listen_fds: request.listen_fds,
         no_pivot: request.no_pivot,
+        rootless: request.rootless,
     };
     check_preserved(request.listen_fds, request.preserve_fds)?;
     // Nothing that the caller left open reaches a hook or the container, but what is asked for.
@@ -181,13 +182,15 @@ impl Making<'_> {
         record.cgroup = Some(to_json(&planned)?);
         dir.save(&record)?;
         dir.keep_origin()?;
-        let cgroup = Cgroup::create(&plan.cgroup)?;
+        // Opened before anything is made: most wrong paths end here.
+        let joins = namespaces::open(plan)?;
+        let mut cgroup = Cgroup::create(&plan.cgroup)?;
         self.cgroup = Some(cgroup.placed().clone());
-        record.cgroup = Some(to_json(cgroup.placed())?);
 
         let (parent, inherited) = inherit(plan, dir, &mode, &cgroup)?;
         self.channel = Some(parent);
-        let pid = self.birth(&cgroup, inherited)?;
+        let pid = self.birth(&mut cgroup, inherited, joins)?;
+        record.cgroup = Some(to_json(cgroup.placed())?);
         record.pid = Some(pid.as_raw());
         record.pid_start = start_time(pid.as_raw())?;
         dir.save(&record)?;
@@ -212,8 +215,24 @@ impl Making<'_> {
 
     /// Clones the child: into the v2 side of its cgroup where the kernel does that (it enters the v1
     /// side by itself), else beside it, to be moved there before it goes on.
-    fn birth(&mut self, cgroup: &Cgroup, mut inherited: Inherited) -> Result<Pid> {
-        let flags = self.plan.birth.clone_flags;
+    fn birth(
+        &mut self,
+        cgroup: &mut Cgroup,
+        mut inherited: Inherited,
+        joins: Vec<Joined>,
+    ) -> Result<Pid> {
+        let between = self.plan.birth.between && !joins.is_empty();
+        let flags = match between {
+            true => 0,
+            false => self.plan.birth.clone_flags,
+        };
+        let pair = || sync::pair().map_err(|errno| Error::os("make", "a socket pair", errno));
+        let (up, down) = between.then(pair).transpose()?.unzip();
+        let mut apart = Vec::new();
+        match between {
+            true => apart = joins,
+            false => inherited.joins = joins,
+        }
         let mut born = clone3(flags, cgroup.v2_fd());
         let into = cgroup.v2_fd().is_some();
         let mut moved = false;
@@ -224,7 +243,7 @@ impl Making<'_> {
         {
             // Moved as a whole by the parent; the child waits for that.
             inherited.entry = None;
-            inherited.wait = true;
+            inherited.wait |= !between;
             moved = true;
             born = match clone3(flags, None) {
                 // Docker's default filter hides clone3; clone may still be allowed.
@@ -237,15 +256,28 @@ impl Making<'_> {
                 // The parent's end must be the parent's alone: that it closes is how the child sees
                 // that the parent is gone.
                 self.channel = None;
-                child::run(self.plan, inherited)
+                drop(up);
+                match down {
+                    Some(down) => namespaces::between(self.plan, inherited, apart, down, moved),
+                    None => child::run(self.plan, inherited),
+                }
             }
             Ok(Born::Parent(pid, pidfd)) => {
                 self.waits = inherited.wait;
-                drop(inherited);
+                drop((inherited, down));
                 self.child = Some((pid, pidfd));
                 if moved {
-                    cgroup.join(pid.as_raw())?;
+                    self.enter_cgroup(cgroup, pid)?;
                 }
+                let Some(up) = up else { return Ok(pid) };
+                if moved {
+                    up.go()
+                        .map_err(|errno| Error::os("tell", "the process in between", errno))?;
+                }
+                let found = namespaces::child_of(pid, &up);
+                self.child = None;
+                let (pid, pidfd) = found?;
+                self.child = Some((pid, pidfd));
                 Ok(pid)
             }
             Err(errno) => Err(Error::os(
@@ -257,14 +289,26 @@ impl Making<'_> {
         }
     }
 
+    /// Moves a process that could not be born in the cgroup. A rootless one may stay outside where
+    /// nothing depends on it.
+    fn enter_cgroup(&mut self, cgroup: &mut Cgroup, pid: Pid) -> Result<()> {
+        match cgroup.join(pid.as_raw()) {
+            Err(error)
+                if matches!(error.errno(), Some(Errno::EACCES | Errno::EPERM))
+                    && cgroup.give_up(&self.plan.cgroup) =>
+            {
+                self.cgroup = None;
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
     /// What only the parent can do for the child before it goes on.
     fn settle(&self, pid: Pid, record: &mut Record) -> Result<()> {
         let birth = &self.plan.birth;
-        for (name, map) in [("gid_map", &birth.gid_map), ("uid_map", &birth.uid_map)] {
-            if !map.is_empty() {
-                super::proc::write(&format!("{pid}/{name}"), &map_text(map))?;
-            }
-        }
+        maps::write(birth, pid)?;
+        maps::compare(birth, pid)?;
         for &(resource, hard) in &birth.raise_limits {
             // Refused where the limit is over what this process may set; the child clamps it then.
             let _ = process::prlimit(pid.as_raw(), resource, hard, hard);
@@ -308,6 +352,8 @@ impl Making<'_> {
                     self.go()?;
                 }
                 Some(FromChild::Ready) => return Ok(()),
+                // Said on another pair only.
+                Some(FromChild::Born(_)) => {}
                 Some(FromChild::Failed(error)) if error.errno() == Some(Errno::ENOMEM) => {
                     return Err(error.remedy(
                         "linux.resources.memory.limit may be too low to make the container",
@@ -441,7 +487,8 @@ pub(super) fn refuses_cgroup(errno: Errno) -> bool {
     )
 }
 
-fn birth_remedy(errno: Errno) -> &'static str {
+/// What may be done where namespaces cannot be made.
+pub(super) fn birth_remedy(errno: Errno) -> &'static str {
     match errno {
         Errno::EPERM => "it needs CAP_SYS_ADMIN, and a kernel and filter that allow these kinds",
         Errno::ENOSPC => "a limit on namespaces is reached: see /proc/sys/user/max_*_namespaces",
@@ -449,14 +496,6 @@ fn birth_remedy(errno: Errno) -> &'static str {
         Errno::EAGAIN => "a limit on processes is reached: pids.max of the cgroup, RLIMIT_NPROC",
         _ => "",
     }
-}
-
-/// Maps as /proc/PID/uid_map takes them.
-pub(super) fn map_text(map: &[IdMap]) -> String {
-    let lines = map
-        .iter()
-        .map(|m| format!("{} {} {}\n", m.inside, m.outside, m.count));
-    lines.collect()
 }
 
 /// Opens what the child gets, and makes the channel: (parent's end, the child's things).
@@ -485,6 +524,7 @@ fn inherit(plan: &Plan, dir: &Dir, mode: &Mode, cgroup: &Cgroup) -> Result<(End,
             entry,
             wait,
             signals,
+            joins: Vec::new(),
         },
     ))
 }

@@ -22,9 +22,11 @@ mod keyring;
 mod labels;
 mod lifecycle;
 mod make;
+mod maps;
 mod masks;
 mod mounts;
 mod mounts_old;
+mod namespaces;
 mod pause;
 mod pivot;
 mod proc;
@@ -75,6 +77,8 @@ pub struct Request {
     pub pidfd_socket: Option<PathBuf>,
     /// Do without pivot_root(2).
     pub no_pivot: bool,
+    /// `--rootless`: whether cgroups may be missing for want of permission; by default as the host is.
+    pub rootless: Option<bool>,
 }
 
 /// Loads a bundle and plans it, without doing anything: what `isorun plan` shows.
@@ -134,16 +138,4 @@ pub fn run(request: &Request) -> Result<i32> {
         Err(error) if error.kind() == Kind::NotFound => Ok(status),
         other => other.map(|()| status),
     }
-}
-
-/// Whether this process may make containers at all.
-fn check_privilege() -> Result<()> {
-    if nix::unistd::geteuid().is_root() {
-        return Ok(());
-    }
-    Err(Error::new(
-        Kind::System,
-        "this version of isorun makes containers as root only",
-    )
-    .remedy("run it as root"))
 }

@@ -240,7 +240,7 @@ fn make_file(parent: BorrowedFd<'_>, name: &OsStr) -> nix::Result<()> {
 pub fn open_dir(path: &Path) -> Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     nix::fcntl::open(path, flags, Mode::empty())
-        .map_err(|errno| Error::os("open", path.display().to_string(), errno))
+        .map_err(|errno| Error::os("root.path: open", path.display().to_string(), errno))
 }
 
 #[cfg(test)]

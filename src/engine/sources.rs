@@ -223,7 +223,7 @@ fn user_namespace(uids: &[IdMap], gids: &[IdMap]) -> Result<OwnedFd> {
     let made = [("gid_map", gids), ("uid_map", uids)]
         .into_iter()
         .try_for_each(|(name, map)| {
-            super::proc::write(&format!("{pid}/{name}"), &super::make::map_text(map))
+            super::proc::write(&format!("{pid}/{name}"), &super::maps::text(map))
         })
         .and_then(|()| {
             let path = format!("/proc/{pid}/ns/user");

@@ -40,6 +40,9 @@ use crate::sys::socket::{recv_with_fds, send_with_fds};
 /// What the child says.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum FromChild {
+    /// The process in between (on a pair of its own) has made the child with this pid; a pidfd comes
+    /// with it.
+    Born(i32),
     /// A step was done in another way.
     Degraded(Degradation),
     /// The source of the mount of this step, which the child may not open; with descriptors of the

@@ -10,11 +10,13 @@ use oci_spec::runtime::{
 use super::labels;
 use super::mounts;
 use super::schedule;
-use super::step::{Action, Birth, CapSets, HostHooks, IdMap, Identity, Otherwise, Process, Step};
+use super::step::{
+    Action, Birth, CapSets, Existing, HostHooks, IdMap, Identity, Otherwise, Process, Step,
+};
 use super::{Asked, Plan};
 use crate::cgroup::{self, CgroupPlan};
 use crate::error::{Error, Result};
-use crate::host::Host;
+use crate::host::{Host, Privilege};
 use crate::seccomp::Program;
 use crate::spec::{Loaded, names};
 use crate::sys::seccomp::{FLAG_LOG, FLAG_SPEC_ALLOW};
@@ -33,11 +35,25 @@ pub(super) struct Context<'a> {
     pub(super) cgroup: &'a CgroupPlan,
     /// CLONE_NEW* bits of all new namespaces, those of clone3 and those that come later.
     pub(super) namespaces: u64,
+    /// CLONE_NEW* bits of the namespaces that are joined.
+    pub(super) joined: u64,
 }
 
 impl Context<'_> {
+    /// Whether a new namespace of this kind is made.
     pub(super) fn has(&self, flag: i32) -> bool {
         self.namespaces & flag as u64 != 0
+    }
+
+    /// Whether the container's root has no rights over the host: it is in a user namespace, its own or
+    /// the runtime's.
+    pub(super) fn without_host_root(&self) -> bool {
+        self.in_user_namespace() || self.host.user_namespace
+    }
+
+    /// Whether the container is in a user namespace that is not the runtime's, new or joined.
+    pub(super) fn in_user_namespace(&self) -> bool {
+        (self.namespaces | self.joined) & libc::CLONE_NEWUSER as u64 != 0
     }
 }
 
@@ -56,7 +72,14 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
         .as_ref()
         .ok_or_else(|| Error::spec("process", "it is missing; a container needs it to start"))?;
     labels::check(linux, process, &host.lsm)?;
-    let cgroup = cgroup::plan(Some(linux), &asked.id, &host.cgroups)?;
+    check_privilege(linux, host)?;
+    let rootless = asked.rootless.unwrap_or(!host.is_real_root());
+    let mut cgroup = cgroup::plan(Some(linux), &asked.id, &host.cgroups)?;
+    let explicit = linux
+        .cgroups_path()
+        .as_ref()
+        .is_some_and(|path| !path.as_os_str().is_empty());
+    cgroup.adapt(rootless, explicit, host.is_real_root());
     let seccomp = linux
         .seccomp()
         .as_ref()
@@ -69,7 +92,8 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
         host,
         asked,
         cgroup: &cgroup,
-        namespaces: namespaces(linux),
+        namespaces: new_namespaces(linux),
+        joined: joins(linux).iter().fold(0, |all, join| all | join.flag),
     };
     let hooks = Stages::of(spec);
     let mut steps = begin(&context, process);
@@ -79,9 +103,10 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
     steps.extend(to_the_program(
         asked.listen_fds + asked.preserve_fds,
         (linux, process),
+        host.privilege(),
         &hooks.start_container,
         seccomp.as_ref(),
-    ));
+    )?);
     Ok(Plan {
         oci_version: spec.version().clone(),
         id: asked.id.clone(),
@@ -118,9 +143,46 @@ pub(super) fn pair((key, value): (&String, &String)) -> (String, String) {
     (key.clone(), value.clone())
 }
 
+/// CLONE_NEW* bits of all listed namespaces, new and joined.
 pub(super) fn namespaces(linux: &Linux) -> u64 {
     let listed = linux.namespaces().iter().flatten();
     listed.fold(0, |all, ns| all | names::namespace_of(ns.typ()).flag)
+}
+
+/// CLONE_NEW* bits of the namespaces that are made.
+fn new_namespaces(linux: &Linux) -> u64 {
+    let listed = linux.namespaces().iter().flatten();
+    let made = listed.filter(|ns| names::joined(ns).is_none());
+    made.fold(0, |all, ns| all | names::namespace_of(ns.typ()).flag)
+}
+
+/// The namespaces that are joined, in the order of the table of names.
+fn joins(linux: &Linux) -> Vec<Existing> {
+    let listed = linux.namespaces().iter().flatten();
+    let join = |ns| {
+        let path = names::joined(ns)?.to_path_buf();
+        let kind = names::namespace_of(ns.typ());
+        Some(Existing {
+            kind: kind.name.to_string(),
+            flag: kind.flag,
+            path,
+        })
+    };
+    let mut found: Vec<Existing> = listed.filter_map(join).collect();
+    found.sort_by(|a, b| a.kind.cmp(&b.kind));
+    found
+}
+
+/// Without privileges every other namespace needs a user namespace.
+fn check_privilege(linux: &Linux, host: &Host) -> Result<()> {
+    let mut listed = linux.namespaces().iter().flatten();
+    if host.euid == 0 || listed.any(|ns| ns.typ() == LinuxNamespaceType::User) {
+        return Ok(());
+    }
+    Err(
+        Error::spec("linux.namespaces", "rootless container requires user namespaces")
+            .remedy("add {\"type\": \"user\"} with mappings (isorun spec --rootless shows it), or run isorun as root"),
+    )
 }
 
 fn flag_of(kind: LinuxNamespaceType) -> u64 {
@@ -177,7 +239,11 @@ pub(super) fn id_map(mappings: &Option<Vec<LinuxIdMapping>>) -> Vec<IdMap> {
 /// namespace with offsets is entered by unshare and exec, and the cgroup namespace by unshare
 /// once the child is in its cgroup: its root is the cgroup of the process that makes it.
 fn birth(context: &Context<'_>, process: &SpecProcess) -> Birth {
-    let user = context.has(libc::CLONE_NEWUSER);
+    let user = context.in_user_namespace();
+    let made = context.has(libc::CLONE_NEWUSER);
+    let joins = joins(context.linux);
+    let only_by_children = (libc::CLONE_NEWUSER | libc::CLONE_NEWPID) as u64;
+    let between = context.joined & only_by_children != 0 || made && !joins.is_empty();
     let mut later = flag_of(LinuxNamespaceType::Cgroup) | flag_of(LinuxNamespaceType::Network);
     if offsets(context.linux).is_some() {
         later |= flag_of(LinuxNamespaceType::Time);
@@ -189,12 +255,22 @@ fn birth(context: &Context<'_>, process: &SpecProcess) -> Birth {
     let limits = process.rlimits().iter().flatten();
     let raise =
         |limit: &oci_spec::runtime::PosixRlimit| (names::rlimit(limit.typ()).0, limit.hard());
-    let maps = |mappings| if user { id_map(mappings) } else { Vec::new() };
+    let maps = |mappings| if made { id_map(mappings) } else { Vec::new() };
+    let gid_map = maps(context.linux.gid_mappings());
     Birth {
+        joins,
+        between,
+        stated_maps: (user && !made)
+            .then(|| {
+                let (uids, gids) = (context.linux.uid_mappings(), context.linux.gid_mappings());
+                (id_map(uids), id_map(gids))
+            })
+            .filter(|(uids, gids)| !(uids.is_empty() && gids.is_empty())),
+        deny_setgroups: context.host.euid != 0 && single(&gid_map),
         namespaces: kinds.map(|kind| kind.name.to_string()).collect(),
         clone_flags,
         uid_map: maps(context.linux.uid_mappings()),
-        gid_map: maps(context.linux.gid_mappings()),
+        gid_map,
         child_waits: user,
         raise_limits: if user {
             limits.map(raise).collect()
@@ -203,6 +279,11 @@ fn birth(context: &Context<'_>, process: &SpecProcess) -> Birth {
         },
         oom_score_adj: process.oom_score_adj().filter(|_| user),
     }
+}
+
+/// Whether a map is of one id: then a user without privileges may write it for its own id.
+fn single(map: &[IdMap]) -> bool {
+    matches!(map, [line] if line.count == 1)
 }
 
 fn offsets(linux: &Linux) -> Option<Vec<String>> {
@@ -241,7 +322,7 @@ fn begin(context: &Context<'_>, process: &SpecProcess) -> Vec<Step> {
         steps.push(Action::NetworkNamespace.into());
         steps.push(Action::LoopbackUp.into());
     }
-    if !context.has(libc::CLONE_NEWUSER)
+    if !context.in_user_namespace()
         && let Some(value) = process.oom_score_adj()
     {
         steps.push(oom(value));
@@ -338,9 +419,10 @@ fn around_hooks(hooks: &Stages) -> Vec<Step> {
 pub(super) fn to_the_program(
     preserve_fds: u32,
     (linux, process): (&Linux, &SpecProcess),
+    privilege: Privilege,
     start_container: &[Hook],
     filter: Option<&Program>,
-) -> Vec<Step> {
+) -> Result<Vec<Step>> {
     let no_new_privs = process.no_new_privileges().unwrap_or(false);
     let mut steps: Vec<Step> = vec![
         Action::Umask {
@@ -365,7 +447,7 @@ pub(super) fn to_the_program(
     // Entered while still root, who may enter more; where root may not (network file systems), the
     // child tries again as the user.
     steps.push(Action::Chdir { path: cwd }.into());
-    steps.push(Action::Identity(identity(process)).into());
+    steps.push(Action::Identity(identity(linux, process, privilege)?).into());
     if no_new_privs && let Some(program) = filter {
         steps.push(seccomp(program));
     }
@@ -381,7 +463,7 @@ pub(super) fn to_the_program(
         );
     }
     steps.push(Action::Exec.into());
-    steps
+    Ok(steps)
 }
 
 /// LOG only tells, and SPEC_ALLOW only asks for speed: a kernel that lacks them filters all the same.
@@ -425,15 +507,31 @@ fn rlimit(limit: &oci_spec::runtime::PosixRlimit) -> Step {
     }
 }
 
-fn identity(process: &SpecProcess) -> Identity {
+fn identity(linux: &Linux, process: &SpecProcess, privilege: Privilege) -> Result<Identity> {
     let caps = process.capabilities().as_ref();
     let mask = |set: Option<&Option<oci_spec::runtime::Capabilities>>| {
         names::capability_mask(set.and_then(Option::as_ref))
     };
-    Identity {
+    let groups = process.user().additional_gids().clone().unwrap_or_default();
+    let unprivileged = privilege.euid != 0;
+    let denied =
+        privilege.setgroups_denied || unprivileged && single(&id_map(linux.gid_mappings()));
+    // Whether a joined namespace allows it is not known; without groups nothing has to be set there, as
+    // this user's own cannot be dropped anyway.
+    let user = libc::CLONE_NEWUSER as u64;
+    let joined = namespaces(linux) & !new_namespaces(linux) & user != 0;
+    let left = denied || unprivileged && joined && groups.is_empty();
+    if denied && !groups.is_empty() {
+        return Err(Error::spec(
+            "process.user.additionalGids",
+            "cannot set any additional groups in a rootless container without a range of groups",
+        )
+        .remedy("map a range of linux.gidMappings from /etc/subgid, or leave the groups out"));
+    }
+    Ok(Identity {
         uid: process.user().uid(),
         gid: process.user().gid(),
-        groups: Some(process.user().additional_gids().clone().unwrap_or_default()),
+        groups: (!left).then_some(groups),
         caps: CapSets {
             bounding: mask(caps.map(|c| c.bounding())),
             effective: mask(caps.map(|c| c.effective())),
@@ -441,7 +539,7 @@ fn identity(process: &SpecProcess) -> Identity {
             permitted: mask(caps.map(|c| c.permitted())),
             ambient: mask(caps.map(|c| c.ambient())),
         },
-    }
+    })
 }
 
 /// A path of config.json that is relative to the bundle, made absolute.

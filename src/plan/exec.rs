@@ -7,6 +7,7 @@ use super::step::{Action, Birth, IdMap, Process, Step};
 use super::{Asked, LabelKind, Plan, labels};
 use crate::cgroup::{CgroupPlan, Mode};
 use crate::error::{Error, Result};
+use crate::host::Privilege;
 use crate::spec::{cpus, names};
 use crate::sys::sched::CpuMask;
 
@@ -15,7 +16,8 @@ use crate::sys::sched::CpuMask;
 pub struct Join {
     /// CLONE_NEW* bits of the namespaces that the container has for itself.
     pub namespaces: u64,
-    /// There is a user namespace among them, and id 0 is mapped in it for users and groups.
+    /// There is a user namespace among them, and id 0 is mapped in it for users and groups, as far as
+    /// config.json tells: of a joined one it need not.
     pub becomes_root: bool,
     /// Hard limits to be raised before the user namespace is joined: afterwards none can be.
     pub raise_limits: Vec<(u32, u64)>,
@@ -46,7 +48,12 @@ pub struct Joined {
 ///
 /// # Errors
 /// A filter that cannot be compiled, which the container would not have started with either.
-pub fn exec(spec: &Spec, process: &SpecProcess, asked: &Asked) -> Result<Joined> {
+pub fn exec(
+    spec: &Spec,
+    process: &SpecProcess,
+    asked: &Asked,
+    privilege: Privilege,
+) -> Result<Joined> {
     let linux = spec
         .linux()
         .as_ref()
@@ -71,9 +78,10 @@ pub fn exec(spec: &Spec, process: &SpecProcess, asked: &Asked) -> Result<Joined>
     steps.extend(to_the_program(
         asked.preserve_fds,
         (linux, &process),
+        privilege,
         &[],
         seccomp.as_ref(),
-    ));
+    )?);
     let kinds = namespaces(linux);
     let user = kinds & libc::CLONE_NEWUSER as u64 != 0;
     let has_root = |map: &[IdMap]| map.iter().any(|line| line.inside == 0);
@@ -83,8 +91,9 @@ pub fn exec(spec: &Spec, process: &SpecProcess, asked: &Asked) -> Result<Joined>
     let join = Join {
         namespaces: kinds,
         becomes_root: user
-            && has_root(&id_map(linux.uid_mappings()))
-            && has_root(&id_map(linux.gid_mappings())),
+            && [linux.uid_mappings(), linux.gid_mappings()]
+                .iter()
+                .all(|map| map.is_none() || has_root(&id_map(map))),
         raise_limits: if user {
             limits.map(raise).collect()
         } else {
@@ -112,6 +121,8 @@ pub fn exec(spec: &Spec, process: &SpecProcess, asked: &Asked) -> Result<Joined>
             mode: Mode::None,
             dirs: Vec::new(),
             clone_into: false,
+            rootless: false,
+            lenient: false,
             ignored: Vec::new(),
         },
         birth: Birth::default(),
@@ -208,7 +219,7 @@ mod tests {
     fn what_a_process_leaves_open_is_the_containers() {
         let bare = process(serde_json::json!({
             "user": {"uid": 5, "gid": 6}, "args": ["true"], "cwd": "/tmp"}));
-        let joined = exec(&spec(), &bare, &Asked::default()).unwrap();
+        let joined = exec(&spec(), &bare, &Asked::default(), Privilege::default()).unwrap();
         let all = actions(&joined);
         assert!(all.contains(&Action::Umask { mask: 63 }), "{all:?}");
         assert!(all.contains(&Action::Chdir {
@@ -244,7 +255,7 @@ mod tests {
             no_new_keyring: true,
             ..Asked::default()
         };
-        let all = actions(&exec(&spec(), &own, &asked).unwrap());
+        let all = actions(&exec(&spec(), &own, &asked, Privilege::default()).unwrap());
         assert!(all.contains(&Action::NoNewPrivs));
         assert!(all.contains(&Action::Umask { mask: 7 }));
         assert!(

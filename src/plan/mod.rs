@@ -5,6 +5,7 @@
 //! files by the tests, and executed by the engine.
 
 mod build;
+mod degrade;
 mod exec;
 pub mod labels;
 mod mounts;
@@ -24,8 +25,8 @@ pub use mounts::OVER_PROC;
 pub use print::text;
 pub use schedule::Scheduling;
 pub use step::{
-    Action, Birth, CapSets, Degradation, Device, HostHooks, IdMap, IdMapping, Identity, Mount,
-    MountKind, Otherwise, Process, Step,
+    Action, Birth, CapSets, Degradation, Device, Existing, HostHooks, IdMap, IdMapping, Identity,
+    Mount, MountKind, Otherwise, Process, Step,
 };
 
 use crate::cgroup::CgroupPlan;
@@ -44,6 +45,8 @@ pub struct Asked {
     pub listen_fds: u32,
     /// Do without pivot_root(2), which an initial ramdisk refuses.
     pub no_pivot: bool,
+    /// `--rootless`: whether cgroups may be missing for want of permission; by default as the host is.
+    pub rootless: Option<bool>,
 }
 
 /// A container, planned.

@@ -5,6 +5,7 @@ use std::path::Path;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Mount as SpecMount, Process as SpecProcess};
 
 use super::build::{Context, below, id_map};
+use super::degrade;
 use super::labels;
 use super::step::{Action, Device, IdMapping, Mount, MountKind, Otherwise, Step};
 use crate::cgroup;
@@ -171,14 +172,9 @@ fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
         .into());
     }
     let mut step = Step::from(Action::Mount(planned.clone()));
-    if fstype == "mqueue" && !options.remount && !context.has(libc::CLONE_NEWIPC) {
-        step.otherwise.push(Otherwise {
-            on: vec![libc::EPERM],
-            action: None,
-            feature: format!("the mqueue mount on {}", planned.target),
-            fallback: "left out: the IPC namespace is not the container's own".into(),
-            remedy: "give the container an IPC namespace of its own".into(),
-        });
+    if !options.bind && !options.remount {
+        step.otherwise
+            .extend(degrade::fresh_mount(context, &planned, &fstype));
     }
     Ok(step)
 }
@@ -281,9 +277,9 @@ fn devices(context: &Context<'_>) -> Vec<Step> {
     let named = |path: &str| listed.iter().any(|device| resolved(&device.path) == path);
     let defaults = DEFAULT_DEVICES.map(default);
     let all = defaults.into_iter().filter(|device| !named(&device.path));
-    let user_namespace = context.has(libc::CLONE_NEWUSER);
+    let no_nodes = context.without_host_root();
     all.chain(listed.iter().cloned())
-        .map(|device| match user_namespace {
+        .map(|device| match no_nodes {
             // The kernel makes no nodes in a user namespace, so there is nothing to try.
             true => Action::BindDevice(device).into(),
             false => Step {

@@ -35,11 +35,26 @@ fn write_plan(out: &mut String, plan: &Plan) -> std::fmt::Result {
     for ignored in &plan.cgroup.ignored {
         writeln!(out, "  ignored    {}: {}", ignored.field, ignored.reason)?;
     }
+    let by = if plan.birth.between {
+        "a process in between"
+    } else {
+        "the child"
+    };
+    for join in &plan.birth.joins {
+        let (kind, path) = (&join.kind, join.path.display());
+        writeln!(out, "  join       {kind} namespace {path}, by {by}")?;
+    }
     writeln!(
         out,
         "  clone3     new namespaces: {}",
         list(&plan.birth.namespaces)
     )?;
+    if plan.birth.deny_setgroups {
+        writeln!(
+            out,
+            "  setgroups  denied, so that the gid map may be written"
+        )?;
+    }
     for (name, map) in [
         ("uid map", &plan.birth.uid_map),
         ("gid map", &plan.birth.gid_map),
@@ -105,6 +120,7 @@ fn describe(step: &Step, plan: &Plan) -> String {
         Action::MountCgroup { mount, .. } => {
             format!("mount cgroup on {}{}", mount.target, flags(mount))
         }
+        Action::BindSys { mount, .. } => describe_mount(mount),
         Action::Device(device) => {
             let (major, minor) = (device.major, device.minor);
             format!(

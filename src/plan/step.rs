@@ -187,6 +187,13 @@ pub enum Action {
         /// The hierarchies.
         view: MountView,
     },
+    /// The host's sysfs as a read-only bind mount, where none of its own can be had.
+    BindSys {
+        /// The bind mount.
+        mount: Mount,
+        /// Paths in the container that are hidden then.
+        hidden: Vec<String>,
+    },
     /// A device node.
     Device(Device),
     /// A device node as a bind mount of the host's, where nodes cannot be made.
@@ -445,6 +452,17 @@ pub struct IdMap {
     pub count: u32,
 }
 
+/// A namespace that exists already and is joined by its path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Existing {
+    /// Its kind, as config.json calls it.
+    pub kind: String,
+    /// Its CLONE_NEW* bit.
+    pub flag: u64,
+    /// A file of nsfs, such as /proc/PID/ns/net.
+    pub path: PathBuf,
+}
+
 /// How the first process is born.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Birth {
@@ -458,6 +476,20 @@ pub struct Birth {
     /// Group id map, likewise.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gid_map: Vec<IdMap>,
+    /// Namespaces that are joined, in the order of [`crate::spec::names::NAMESPACES`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub joins: Vec<Existing>,
+    /// A process in between joins them and makes the child: where a pid or user namespace is joined,
+    /// which holds only for children or cannot be left again, and where a new user namespace would
+    /// take away the right to join the others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub between: bool,
+    /// The gid map is one that a user without privileges may write, once setgroups(2) is denied.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deny_setgroups: bool,
+    /// The maps that config.json states for a joined user namespace, of users and of groups: compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stated_maps: Option<(Vec<IdMap>, Vec<IdMap>)>,
     /// The child waits until the parent has written maps or joined it to its cgroup.
     pub child_waits: bool,
     /// Hard limits that the parent raises, because a process in a new user namespace may not.

@@ -99,6 +99,12 @@ pub fn namespace_of(kind: LinuxNamespaceType) -> &'static Namespace {
     &NAMESPACES[at]
 }
 
+/// The path of a namespace that is to be joined; none where a new one is asked for.
+pub fn joined(namespace: &oci_spec::runtime::LinuxNamespace) -> Option<&std::path::Path> {
+    let path = namespace.path().as_deref()?;
+    (!path.as_os_str().is_empty()).then_some(path)
+}
+
 /// The six stages of hooks, in the order in which they run.
 pub const HOOKS: [&str; 6] = [
     "prestart",

@@ -71,11 +71,17 @@ impl Store {
     }
 
     /// Where the containers of this user are without `--root`: /run/isorun, or, without
-    /// privileges, $XDG_RUNTIME_DIR/isorun where that is set.
-    pub fn default_root() -> PathBuf {
+    /// privileges, $XDG_RUNTIME_DIR/isorun where that is set. As under runc, the root of a user
+    /// namespace counts as one without privileges unless USER says root (`podman unshare` keeps the
+    /// user's name, Docker's rootless daemon too); `in_user_namespace` is asked only for root.
+    pub fn default_root(in_user_namespace: impl FnOnce() -> bool) -> PathBuf {
         let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
+        let unprivileged = || {
+            !nix::unistd::geteuid().is_root()
+                || std::env::var_os("USER").is_none_or(|user| user != "root") && in_user_namespace()
+        };
         match runtime_dir {
-            Some(dir) if !nix::unistd::geteuid().is_root() => Path::new(&dir).join("isorun"),
+            Some(dir) if unprivileged() => Path::new(&dir).join("isorun"),
             _ => PathBuf::from("/run/isorun"),
         }
     }
@@ -220,11 +226,23 @@ impl Store {
     }
 
     fn make_root(&self) -> Result<()> {
+        // Below $XDG_RUNTIME_DIR the sticky bit keeps what is old from being cleaned away (XDG Base
+        // Directory Specification); runc sets it, too.
+        let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
+        let sticky = runtime_dir.is_some_and(|dir| self.root.starts_with(dir));
         DirBuilder::new()
             .recursive(true)
-            .mode(0o700)
+            .mode(if sticky { 0o1700 } else { 0o700 })
             .create(&self.root)
-            .map_err(|error| Error::io("create directory", display(&self.root), &error))
+            .map_err(|error| {
+                let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
+                let error = Error::io("create directory", display(&self.root), &error);
+                match denied && !nix::unistd::geteuid().is_root() {
+                    true => error
+                        .remedy("set XDG_RUNTIME_DIR, or name a directory of yours with --root"),
+                    false => error,
+                }
+            })
     }
 
     /// Opens and locks `path`; none where it does not exist, or does not exist any more.

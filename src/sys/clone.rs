@@ -7,6 +7,7 @@ use nix::unistd::Pid;
 
 /// `CLONE_NEWTIME` of linux/sched.h; only clone3 and unshare take it.
 pub const CLONE_NEWTIME: u64 = 0x0000_0080;
+const CLONE_PARENT: u64 = 0x0000_8000;
 const CLONE_PIDFD: u64 = 0x0000_1000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
@@ -46,10 +47,8 @@ pub enum Born {
 /// The caller must have one thread only: locks that another thread holds would stay locked in the
 /// child for ever. [`single_threaded`] tells.
 pub fn clone3(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> nix::Result<Born> {
-    let mut pidfd: RawFd = -1;
     let mut args = CloneArgs {
-        flags: namespaces | CLONE_PIDFD,
-        pidfd: &raw mut pidfd as u64,
+        flags: namespaces,
         exit_signal: libc::SIGCHLD as u64,
         ..CloneArgs::default()
     };
@@ -57,6 +56,30 @@ pub fn clone3(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> nix::Result<Bo
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = fd.as_raw_fd() as u64;
     }
+    with_pidfd(args)
+}
+
+/// The same, but the new process is a child of this one's parent (CLONE_PARENT). By clone(2) where
+/// clone3 is not to be had.
+///
+/// # Errors
+/// As [`clone3`] and [`clone_old`].
+pub fn clone_sibling(namespaces: u64) -> nix::Result<Born> {
+    // Its exit signal is that of this process; naming one is refused.
+    let args = CloneArgs {
+        flags: namespaces | CLONE_PARENT,
+        ..CloneArgs::default()
+    };
+    match with_pidfd(args) {
+        Err(Errno::ENOSYS | Errno::EPERM) => clone_old(namespaces | CLONE_PARENT),
+        other => other,
+    }
+}
+
+fn with_pidfd(mut args: CloneArgs) -> nix::Result<Born> {
+    let mut pidfd: RawFd = -1;
+    args.flags |= CLONE_PIDFD;
+    args.pidfd = &raw mut pidfd as u64;
     // SAFETY: without CLONE_VM and without a stack of its own the child goes on with a copy of this
     // address space, like after fork; `args` and `pidfd` outlive the call, the kernel writes one int.
     let pid = super::checked(unsafe {

@@ -324,3 +324,15 @@ pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit never returns and touches no memory.
     unsafe { libc::_exit(code) }
 }
+
+/// The kind of the namespace that `fd` is open on, as its CLONE_NEW* bit (NS_GET_NSTYPE of
+/// ioctl_nsfs(2)).
+///
+/// # Errors
+/// ENOTTY for what is no namespace.
+pub fn namespace_kind(fd: BorrowedFd<'_>) -> nix::Result<u64> {
+    const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
+    // SAFETY: this ioctl takes no argument and returns a number.
+    super::checked(unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_NSTYPE) }.into())
+        .map(|kind| kind as u64)
+}

@@ -444,13 +444,15 @@ fn views() {
     assert_eq!(
         mount_view(&host, &plan1, true),
         MountView::V2 {
-            bind: "/sys/fs/cgroup/c".into()
+            bind: "/sys/fs/cgroup/c".into(),
+            own: None,
         }
     );
     assert_eq!(
         mount_view(&host, &plan1, false),
         MountView::V2 {
-            bind: "/sys/fs/cgroup".into()
+            bind: "/sys/fs/cgroup".into(),
+            own: None,
         }
     );
     let none = Hierarchies::none();

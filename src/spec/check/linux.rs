@@ -4,7 +4,7 @@ use oci_spec::runtime::{
     Linux, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, LinuxResources, Spec,
 };
 
-use super::{has_namespace, later, no_null, process};
+use super::{has_namespace, has_new_namespace, later, no_null, process};
 use crate::error::{Error, Result};
 use crate::spec::{mounts, names};
 
@@ -78,22 +78,23 @@ fn namespaces(spec: &Spec) -> Result<()> {
             ));
         }
         seen |= row.flag;
-        if namespace
-            .path()
-            .as_ref()
-            .is_some_and(|path| !path.as_os_str().is_empty())
-        {
+        let Some(path) = names::joined(namespace) else {
+            continue;
+        };
+        let field = format!("linux.namespaces[{index}].path");
+        no_null(&field, path.as_os_str().as_encoded_bytes())?;
+        if !path.is_absolute() {
+            let path = path.display();
             return Err(Error::spec(
-                format!("linux.namespaces[{index}].path"),
-                "joining a namespace by path is not supported yet",
-            )
-            .remedy("leave the path out to get a new namespace"));
+                field,
+                format!("{path:?} is not an absolute path"),
+            ));
         }
     }
     match seen & names::namespace_of(LinuxNamespaceType::Mount).flag {
         0 => Err(Error::spec(
             "linux.namespaces",
-            "a new mount namespace is needed: without it the \
+            "a mount namespace is needed: without it the \
              container's mounts would be the host's",
         )
         .remedy("add {\"type\": \"mount\"}")),
@@ -103,6 +104,7 @@ fn namespaces(spec: &Spec) -> Result<()> {
 
 fn mappings(spec: &Spec, linux: &Linux) -> Result<()> {
     let user = has_namespace(spec, LinuxNamespaceType::User);
+    let joined = user && !has_new_namespace(spec, LinuxNamespaceType::User);
     for (name, map) in [
         ("uidMappings", linux.uid_mappings()),
         ("gidMappings", linux.gid_mappings()),
@@ -111,18 +113,19 @@ fn mappings(spec: &Spec, linux: &Linux) -> Result<()> {
         let map = map.as_deref().unwrap_or_default();
         match (user, map.is_empty()) {
             (false, true) => continue,
+            // Of a joined namespace the maps are what they are; engines repeat them here, and the
+            // engine compares.
+            (true, true) if joined => continue,
             (false, false) => {
-                return Err(
-                    Error::spec(field, "it is there without a new user namespace")
-                        .remedy("add {\"type\": \"user\"} to linux.namespaces"),
-                );
+                return Err(Error::spec(field, "it is there without a user namespace")
+                    .remedy("add {\"type\": \"user\"} to linux.namespaces"));
             }
             (true, true) => {
                 return Err(Error::spec(field, "missing: a new user namespace needs it"));
             }
             (true, false) => ranges(&field, map)?,
         }
-        if !process::mapped(0, map) {
+        if !joined && !process::mapped(0, map) {
             return Err(Error::spec(field, "the container's id 0 is not mapped"));
         }
     }
@@ -179,7 +182,7 @@ fn time_offsets(spec: &Spec, linux: &Linux) -> Result<()> {
     let Some(offsets) = linux.time_offsets().as_ref().filter(|map| !map.is_empty()) else {
         return Ok(());
     };
-    if !has_namespace(spec, LinuxNamespaceType::Time) {
+    if !has_new_namespace(spec, LinuxNamespaceType::Time) {
         return Err(Error::spec(
             "linux.timeOffsets",
             "it is there without a new time namespace",

@@ -16,7 +16,7 @@ use std::fmt::Display;
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
-use super::{mounts, parse};
+use super::{mounts, names, parse};
 use crate::error::{Error, Result};
 
 /// Longest host name and domain name, in bytes: __NEW_UTS_LEN of sethostname(2).
@@ -101,6 +101,14 @@ fn label(field: &str, label: Option<&str>) -> Result<()> {
 }
 
 /// Whether the list of namespaces has this kind.
+/// Whether the list of namespaces has this kind without a path.
+fn has_new_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
+    let list = spec.linux().iter().flat_map(|linux| linux.namespaces());
+    list.flatten()
+        .any(|namespace| namespace.typ() == kind && names::joined(namespace).is_none())
+}
+
+/// Whether the list of namespaces has this kind, new or by path.
 fn has_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
     let list = spec
         .linux()

@@ -21,6 +21,8 @@ pub struct Bundle {
     pub dir: PathBuf,
     /// The config.json to be; written before each call.
     pub config: Value,
+    /// What stands before the runtime in each call, such as a change of user.
+    pub prefix: Vec<String>,
 }
 
 /// The applets that tests use; all of busybox's would be most of a test's time.
@@ -66,6 +68,7 @@ impl Bundle {
             id,
             dir,
             config: config::base(),
+            prefix: Vec::new(),
         }
     }
 
@@ -178,7 +181,7 @@ impl Bundle {
 
     /// The runtime with the global flags and these arguments.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(&runtime().path);
+        let mut command = self.bare_command();
         command.arg("--root").arg(self.state_root()).args(args);
         // Tags the processes that the runtime leaves, for the leak check.
         command
@@ -187,6 +190,18 @@ impl Bundle {
         command.env_remove("LISTEN_FDS").env_remove("NOTIFY_SOCKET");
         command.current_dir(&self.dir).stdin(Stdio::null());
         command
+    }
+
+    /// The runtime after the prefix, without any arguments.
+    pub fn bare_command(&self) -> Command {
+        match self.prefix.split_first() {
+            None => Command::new(&runtime().path),
+            Some((program, rest)) => {
+                let mut command = Command::new(program);
+                command.args(rest).arg(&runtime().path);
+                command
+            }
+        }
     }
 
     /// Runs the runtime with these arguments to its end.
