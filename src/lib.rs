@@ -25,6 +25,8 @@ pub mod exit;
 #[forbid(unsafe_code)]
 pub mod host;
 #[forbid(unsafe_code)]
+pub mod install;
+#[forbid(unsafe_code)]
 pub mod log;
 #[forbid(unsafe_code)]
 pub mod plan;

@@ -9,6 +9,7 @@ mod demo;
 mod exec;
 mod features;
 mod global;
+mod install;
 mod kill;
 mod list;
 mod passwd;
@@ -44,7 +45,7 @@ struct Entry {
 }
 
 /// All commands, in the order in which the help shows them.
-const COMMANDS: [Entry; 15] = [
+const COMMANDS: &[Entry] = &[
     create::ENTRY,
     start::ENTRY,
     run::ENTRY,
@@ -59,6 +60,7 @@ const COMMANDS: [Entry; 15] = [
     spec::ENTRY,
     features::ENTRY,
     plan::ENTRY,
+    install::ENTRY,
     demo::ENTRY,
 ];
 

@@ -25,6 +25,7 @@ mod exec_safety;
 mod exec_terminal;
 mod faults;
 mod hooks;
+mod install;
 mod isorun_only;
 mod join;
 mod labels;
