@@ -264,7 +264,8 @@ fn from_the_background_to_the_foreground() {
 #[test]
 fn a_terminal_that_is_hung_up_does_not_keep_it_busy() {
     // vhangup(2), as login and getty call it.
-    let mut bundle = with_terminal("trap '' HUP; echo ready; /probe syscall 153; sleep 3; exit 10");
+    let mut bundle =
+        with_terminal("trap '' HUP; echo ready; read go; /probe syscall 153; sleep 3; exit 10");
     if let Err(why) = bundle.add_probe() {
         skip!("{why}");
     }
@@ -276,6 +277,8 @@ fn a_terminal_that_is_hung_up_does_not_keep_it_busy() {
     let (mut person, slave) = terminal();
     let running = bundle.spawn_on_terminal(&slave, "");
     person.wait("ready");
+    // Not before it is seen: a hang-up takes what was not yet read with it.
+    person.write("\r");
     std::thread::sleep(std::time::Duration::from_secs(2));
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", running.pid())).unwrap();
     let fields: Vec<&str> = stat
@@ -291,4 +294,23 @@ fn a_terminal_that_is_hung_up_does_not_keep_it_busy() {
         .sum();
     assert!(used < 80, "{used}: {stat}");
     running.finish().code(10);
+}
+
+#[test]
+fn the_template_runs_on_a_terminal() {
+    let mut bundle = Bundle::new();
+    let dir = bundle.bundle_dir();
+    let dir = dir.to_str().unwrap();
+    bundle.call(&["spec", "--bundle", dir]).ok();
+    let text = std::fs::read_to_string(bundle.bundle_dir().join("config.json")).unwrap();
+    bundle.config = serde_json::from_str(&text).unwrap();
+    assert_eq!(bundle.config["process"]["terminal"], json!(true));
+    let (mut person, slave) = terminal();
+    let running = bundle.spawn_on_terminal(&slave, "");
+    // A shell, as it is; a prompt tells that it reads.
+    person.wait("# ");
+    person.write("echo $((6*7)); exit 11\r");
+    person.wait("42\r\n");
+    running.finish().code(11);
+    bundle.assert_gone();
 }

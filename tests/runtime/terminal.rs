@@ -311,3 +311,39 @@ fn the_plan_has_the_step() {
         "{out:#?}"
     );
 }
+
+#[test]
+fn with_the_calls_of_older_kernels() {
+    isorun_only!("what a reference does without a call is its own business");
+    let Some(deny) = crate::denied::deny() else {
+        skip!("there is no C compiler");
+    };
+    // open_tree, move_mount, openat2; and all that Linux 4.19 lacks.
+    for (errno, numbers) in [
+        ("1", "428"),
+        ("38", "428"),
+        ("1", "429"),
+        ("1", "437"),
+        ("38", "437"),
+        ("38", "424,428,429,430,431,432,434,435,436,437,439,442"),
+    ] {
+        let bundle = with_terminal("stat -c %t:%T /dev/console; echo x > /dev/console; echo done");
+        bundle.write();
+        let socket = Socket::listen(&bundle, "console");
+        let dir = bundle.bundle_dir();
+        let args = ["run", "--detach", "--console-socket", socket.arg(), "-b"];
+        let mut isorun = bundle.command(&args);
+        isorun.arg(dir).arg(&bundle.id);
+        let mut command = std::process::Command::new(deny);
+        command.args([errno, numbers]).arg(isorun.get_program());
+        command.args(isorun.get_args());
+        crate::harness::run_command(command, &bundle.dir.join("io")).ok();
+        let mut terminal = Terminal::new(socket.receive().1);
+        terminal.wait("done");
+        assert_eq!(
+            terminal.text(),
+            "88:0\r\nx\r\ndone\r\n",
+            "{errno} {numbers}"
+        );
+    }
+}
