@@ -81,8 +81,10 @@ fn is_safe(binary: BorrowedFd<'_>) -> bool {
     // Nobody in a container of an unprivileged user has an id that may write a file of the machine's
     // root: no id of that container is the machine's 0. (An access list that lets others write shows in
     // the group bits of the mode.)
+    // A capability over ids might change that.
     if !nix::unistd::geteuid().is_root()
         && !crate::host::in_user_namespace()
+        && crate::sys::process::effective_caps() == Ok(0)
         && nix::sys::stat::fstat(binary)
             .is_ok_and(|stat| stat.st_uid == 0 && stat.st_mode & 0o022 == 0)
     {
