@@ -100,9 +100,9 @@ type V1Rules = (Vec<(&'static str, String)>, Vec<String>);
 /// A device as v1's controller names it: kind, major, minor.
 type Name = (DeviceKind, Option<u32>, Option<u32>);
 
-/// What runc (1.2 on) always allows, whatever the configuration says: mknod of anything, and null,
-/// zero, full, tty, random, urandom, pts and ptmx.
-const DEFAULTS: [(DeviceKind, Option<u32>, Option<u32>, Access); 10] = [
+/// What runc (1.3, and crun) always allows, whatever the configuration says: mknod of anything, and
+/// null, zero, full, tty, random, urandom, pts, ptmx and net/tun.
+const DEFAULTS: [(DeviceKind, Option<u32>, Option<u32>, Access); 11] = [
     (DeviceKind::Char, None, None, Access(MKNOD)),
     (DeviceKind::Block, None, None, Access(MKNOD)),
     (DeviceKind::Char, Some(1), Some(3), Access::ALL),
@@ -113,6 +113,7 @@ const DEFAULTS: [(DeviceKind, Option<u32>, Option<u32>, Access); 10] = [
     (DeviceKind::Char, Some(1), Some(9), Access::ALL),
     (DeviceKind::Char, Some(136), None, Access::ALL),
     (DeviceKind::Char, Some(5), Some(2), Access::ALL),
+    (DeviceKind::Char, Some(10), Some(200), Access::ALL),
 ];
 
 impl DeviceRule {

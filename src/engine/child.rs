@@ -119,6 +119,8 @@ impl Child<'_> {
     fn begin(&mut self) -> Result<()> {
         let fail = |what: &'static str| move |errno| Error::os("begin in the child:", what, errno);
         process::parent_death_signal(libc::SIGKILL).map_err(fail("set the death signal"))?;
+        // What the caller ignores (a shell's background job: SIGINT) is not the container's affair.
+        process::default_signals();
         if let Some(entry) = self.inherited.entry.take() {
             entry
                 .enter()
@@ -230,6 +232,7 @@ impl Child<'_> {
             | Action::SessionKeyring { .. }
             | Action::CgroupNamespace
             | Action::TimeNamespace { .. }
+            | Action::IpcNamespace
             | Action::NetworkNamespace
             | Action::LoopbackUp
             | Action::OomScoreAdj { .. }
@@ -570,6 +573,8 @@ fn surroundings(action: &Action) -> Result<()> {
                 .iter()
                 .try_for_each(|line| proc::write("self/timens_offsets", line))
         }
+        Action::IpcNamespace => process::unshare(libc::CLONE_NEWIPC as u64)
+            .map_err(|errno| Error::os("make", "the IPC namespace", errno)),
         Action::NetworkNamespace => process::unshare(libc::CLONE_NEWNET as u64)
             .map_err(|errno| Error::os("make", "the network namespace", errno)),
         Action::LoopbackUp => {

@@ -117,7 +117,11 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
         steps,
         process: Process {
             args: process.args().clone().unwrap_or_default(),
+<<<<<<< HEAD
             env: environment(process, asked.listen_fds),
+=======
+            env: last_values(process.env().as_deref().unwrap_or_default()),
+>>>>>>> 3618ed5 (Differential tests: isorun, runc and crun compared field by field)
             cwd: process.cwd().to_string_lossy().into_owned(),
         },
         seccomp,
@@ -127,6 +131,7 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
     })
 }
 
+<<<<<<< HEAD
 /// With sockets to listen on, the program is told of them as by systemd; that it is process 1 is what
 /// runc says, too.
 fn environment(process: &SpecProcess, listen_fds: u32) -> Vec<String> {
@@ -140,6 +145,23 @@ fn environment(process: &SpecProcess, listen_fds: u32) -> Vec<String> {
 }
 
 pub(super) fn pair((key, value): (&String, &String)) -> (String, String) {
+=======
+/// The environment with each name once: the last value counts, and its place, as in runc and crun.
+fn last_values(env: &[String]) -> Vec<String> {
+    let name = |pair: &str| pair.split('=').next().unwrap_or_default().to_string();
+    let mut seen = std::collections::BTreeSet::new();
+    let mut kept: Vec<String> = env
+        .iter()
+        .rev()
+        .filter(|pair| seen.insert(name(pair)))
+        .cloned()
+        .collect();
+    kept.reverse();
+    kept
+}
+
+fn pair((key, value): (&String, &String)) -> (String, String) {
+>>>>>>> 3618ed5 (Differential tests: isorun, runc and crun compared field by field)
     (key.clone(), value.clone())
 }
 
@@ -237,7 +259,9 @@ pub(super) fn id_map(mappings: &Option<Vec<LinuxIdMapping>>) -> Vec<IdMap> {
 /// The child makes its network namespace by itself: that is half of the time of a birth, and the
 /// parent has something else to do meanwhile (docs/decisions/0001-engine.md has the figures). The time
 /// namespace with offsets is entered by unshare and exec, and the cgroup namespace by unshare
-/// once the child is in its cgroup: its root is the cgroup of the process that makes it.
+/// once the child is in its cgroup: its root is the cgroup of the process that makes it. In a user
+/// namespace the child also makes its IPC namespace, once it is root there: the directory of message
+/// queues belongs to whoever makes it.
 fn birth(context: &Context<'_>, process: &SpecProcess) -> Birth {
     let user = context.in_user_namespace();
     let made = context.has(libc::CLONE_NEWUSER);
@@ -245,6 +269,9 @@ fn birth(context: &Context<'_>, process: &SpecProcess) -> Birth {
     let only_by_children = (libc::CLONE_NEWUSER | libc::CLONE_NEWPID) as u64;
     let between = context.joined & only_by_children != 0 || made && !joins.is_empty();
     let mut later = flag_of(LinuxNamespaceType::Cgroup) | flag_of(LinuxNamespaceType::Network);
+    if user {
+        later |= flag_of(LinuxNamespaceType::Ipc);
+    }
     if offsets(context.linux).is_some() {
         later |= flag_of(LinuxNamespaceType::Time);
     }
@@ -317,6 +344,9 @@ fn begin(context: &Context<'_>, process: &SpecProcess) -> Vec<Step> {
         && let Some(offsets) = offsets(context.linux)
     {
         steps.push(Action::TimeNamespace { offsets }.into());
+    }
+    if context.has(libc::CLONE_NEWUSER) && context.has(libc::CLONE_NEWIPC) {
+        steps.push(Action::IpcNamespace.into());
     }
     if context.has(libc::CLONE_NEWNET) {
         steps.push(Action::NetworkNamespace.into());

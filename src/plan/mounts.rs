@@ -273,6 +273,8 @@ fn devices(context: &Context<'_>) -> Vec<Step> {
         .iter()
         .flatten()
         .map(device)
+        // The container's ptmx is that of its devpts, a link: a node would open the host's.
+        .filter(|device| resolved(&device.path) != "/dev/ptmx")
         .collect();
     let named = |path: &str| listed.iter().any(|device| resolved(&device.path) == path);
     let defaults = DEFAULT_DEVICES.map(default);

@@ -107,6 +107,7 @@ fn describe(step: &Step, plan: &Plan) -> String {
         Action::FileLabel { path, label } => format!("label of {path}: {label}"),
         Action::CgroupNamespace => "cgroup namespace, rooted at the container's cgroup".into(),
         Action::TimeNamespace { offsets } => format!("time namespace: {}", offsets.join(", ")),
+        Action::IpcNamespace => "IPC namespace".into(),
         Action::NetworkNamespace => "network namespace".into(),
         Action::LoopbackUp => "interface lo up".into(),
         Action::OomScoreAdj { value } => format!("oom_score_adj {value}"),

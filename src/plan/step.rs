@@ -149,6 +149,8 @@ pub enum Action {
         /// The lines for /proc/self/timens_offsets.
         offsets: Vec<String>,
     },
+    /// An IPC namespace of its own, in a user namespace.
+    IpcNamespace,
     /// A network namespace of its own.
     NetworkNamespace,
     /// The interface `lo` of the new network namespace goes up.

@@ -246,6 +246,27 @@ pub fn ignore_sigpipe() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
+/// Sets every signal but SIGPIPE back to its default action: an ignored one stays ignored over
+/// execve(2).
+pub fn default_signals() {
+    // The kernel's struct sigaction: SIG_DFL, no flags, an empty mask are all zeros. The C library's
+    // function refuses the two signals that it keeps for itself, but they can be ignored too.
+    let default = [0u64; 4];
+    for signal in (1..=libc::SIGRTMAX()).filter(|signal| *signal != libc::SIGPIPE) {
+        // SAFETY: the kernel reads a struct of this size with a signal set of 8 bytes; SIG_DFL
+        // installs no handler. SIGKILL and SIGSTOP refuse, and need nothing.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null::<u64>(),
+                size_of::<u64>(),
+            )
+        };
+    }
+}
+
 /// Sets the NIS domain name of the UTS namespace (setdomainname(2)).
 pub fn set_domainname(name: &str) -> nix::Result<()> {
     // SAFETY: a pointer to as many bytes as are said.

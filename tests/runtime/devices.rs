@@ -39,6 +39,16 @@ fn links_in_dev() {
 }
 
 #[test]
+fn a_listed_ptmx_stays_the_link() {
+    let mut bundle = Bundle::sh("readlink /dev/ptmx; : < /dev/ptmx && echo opened");
+    bundle.set(
+        "/linux/devices",
+        json!([{"path": "/dev/ptmx", "type": "c", "major": 5, "minor": 2, "fileMode": 0o666}]),
+    );
+    assert_eq!(bundle.run().ok().text(), "pts/ptmx\nopened");
+}
+
+#[test]
 fn default_devices_work() {
     let bundle = Bundle::sh(
         "echo gone > /dev/null; head -c 4 /dev/zero | od -An -tx1; head -c 8 /dev/urandom | wc -c; \

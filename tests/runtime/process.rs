@@ -111,6 +111,20 @@ fn environment_is_exactly_what_is_given() {
 }
 
 #[test]
+fn the_last_value_of_a_name_counts() {
+    since_runc!(1, 3, "an environment with each name once");
+    let mut bundle = Bundle::new();
+    bundle.args(&["cat", "/proc/self/environ"]).set(
+        "/process/env",
+        json!(["PATH=/bin", "A=1", "HOME=/", "B=2", "A=3", "AA=4"]),
+    );
+    assert_eq!(
+        bundle.run().ok().text(),
+        "PATH=/bin\0HOME=/\0B=2\0A=3\0AA=4\0"
+    );
+}
+
+#[test]
 fn home_comes_from_passwd() {
     let mut bundle = Bundle::sh("echo $HOME");
     assert_eq!(bundle.run().ok().text(), "/root");

@@ -2,7 +2,7 @@
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Bundle, wait_for};
+use crate::harness::{Bundle, run_command, wait_for};
 
 #[test]
 fn signals_are_forwarded() {
@@ -54,4 +54,24 @@ fn orphans_of_the_container_do_not_hold_the_run() {
 fn stdin_at_its_end_does_not_end_the_run() {
     let bundle = Bundle::sh("cat; echo after");
     assert_eq!(bundle.run().ok().text(), "after");
+}
+
+#[test]
+fn what_the_caller_ignores_is_not_ignored_inside() {
+    since_runc!(1, 2, "default actions of signals");
+    let mut bundle = Bundle::new();
+    bundle
+        .args(&["grep", "^SigIgn", "/proc/self/status"])
+        .write();
+    let runtime = bundle.command(&[
+        "run",
+        "--bundle",
+        bundle.bundle_dir().to_str().unwrap(),
+        &bundle.id,
+    ]);
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "trap '' INT USR1 34; exec \"$@\"", "sh"]);
+    shell.arg(runtime.get_program()).args(runtime.get_args());
+    let out = run_command(shell, &bundle.host("")).ok();
+    assert_eq!(out.field("SigIgn"), "0000000000000000");
 }

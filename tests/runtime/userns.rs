@@ -36,6 +36,14 @@ fn maps_are_as_given() {
 }
 
 #[test]
+fn the_message_queues_belong_to_the_containers_root() {
+    let mut bundle = mapped();
+    bundle.args(&["stat", "-c", "%u", "/dev/mqueue"]);
+    let out = bundle.run().ok();
+    assert_eq!(out.text(), "0");
+}
+
+#[test]
 fn several_maps() {
     let mut bundle = mapped();
     let map = json!([
