@@ -117,11 +117,7 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
         steps,
         process: Process {
             args: process.args().clone().unwrap_or_default(),
-<<<<<<< HEAD
             env: environment(process, asked.listen_fds),
-=======
-            env: last_values(process.env().as_deref().unwrap_or_default()),
->>>>>>> 3618ed5 (Differential tests: isorun, runc and crun compared field by field)
             cwd: process.cwd().to_string_lossy().into_owned(),
         },
         seccomp,
@@ -131,11 +127,10 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
     })
 }
 
-<<<<<<< HEAD
 /// With sockets to listen on, the program is told of them as by systemd; that it is process 1 is what
 /// runc says, too.
 fn environment(process: &SpecProcess, listen_fds: u32) -> Vec<String> {
-    let mut env = process.env().clone().unwrap_or_default();
+    let mut env = last_values(process.env().as_deref().unwrap_or_default());
     if listen_fds > 0 {
         env.retain(|pair| !pair.starts_with("LISTEN_FDS=") && !pair.starts_with("LISTEN_PID="));
         env.push(format!("LISTEN_FDS={listen_fds}"));
@@ -144,10 +139,8 @@ fn environment(process: &SpecProcess, listen_fds: u32) -> Vec<String> {
     env
 }
 
-pub(super) fn pair((key, value): (&String, &String)) -> (String, String) {
-=======
-/// The environment with each name once: the last value counts, and its place, as in runc and crun.
-fn last_values(env: &[String]) -> Vec<String> {
+/// An environment with each name once: the last value counts, and its place, as in runc and crun.
+pub(super) fn last_values(env: &[String]) -> Vec<String> {
     let name = |pair: &str| pair.split('=').next().unwrap_or_default().to_string();
     let mut seen = std::collections::BTreeSet::new();
     let mut kept: Vec<String> = env
@@ -160,8 +153,7 @@ fn last_values(env: &[String]) -> Vec<String> {
     kept
 }
 
-fn pair((key, value): (&String, &String)) -> (String, String) {
->>>>>>> 3618ed5 (Differential tests: isorun, runc and crun compared field by field)
+pub(super) fn pair((key, value): (&String, &String)) -> (String, String) {
     (key.clone(), value.clone())
 }
 

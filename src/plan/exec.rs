@@ -129,7 +129,7 @@ pub fn exec(
         steps,
         process: Process {
             args: process.args().clone().unwrap_or_default(),
-            env: process.env().clone().unwrap_or_default(),
+            env: super::build::last_values(process.env().as_deref().unwrap_or_default()),
             cwd: process.cwd().to_string_lossy().into_owned(),
         },
         seccomp,
