@@ -310,7 +310,7 @@ def cases_of_the_root():
     case("unknown-property", at={"linux.tomorrow": {"x": 1}, "process.tomorrow": True})
     hooks = {kind: [{"path": "/work/probe" if kind != "startContainer" else "/probe",
                      "args": ["the-hook", "hook", "BUNDLE/log" if kind != "startContainer" else "/log", kind],
-                     "env": [f"HOOK={kind}", "X=1"], "timeout": 5}]
+                     "env": [f"HOOK={kind}", "X=1"], "timeout": 30}]
              for kind in ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")}
     for kind, value in hooks.items():
         case(f"hook-{kind.lower()}", "hooks", f"hooks.{kind}", *(f"hooks.{kind}[].{part}" for part in

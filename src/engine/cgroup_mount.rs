@@ -54,7 +54,11 @@ fn one(
     if let Some((fstype, data)) = fresh {
         made.what = MountKind::Fresh {
             fstype: fstype.to_string(),
-            source: "cgroup".to_string(),
+            // A name that only the mount table shows: the configured one, as under runc.
+            source: match &mount.what {
+                MountKind::Fresh { source, .. } if !source.is_empty() => source.clone(),
+                _ => "cgroup".to_string(),
+            },
             data: data
                 .split(',')
                 .filter(|d| !d.is_empty())
