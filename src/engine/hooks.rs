@@ -5,23 +5,18 @@
 //! directory the bundle, or `/` once the container's root is `/`: never a directory that an image
 //! fills before that.
 
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use oci_spec::runtime::Hook;
 use serde::Serialize;
 
+use super::hook_wait::{Feed, Waiting};
 use crate::error::{Error, Kind, Result};
-use crate::sys::process::{kill, pidfd_open};
-
-/// How much of what a hook prints is told when it fails.
-const TOLD: usize = 2048;
 
 /// What is on a hook's stdin: the specification's state (runtime.md, "State").
 #[derive(Debug, Clone, Serialize)]
@@ -51,6 +46,22 @@ fn is_zero(pid: &i32) -> bool {
 /// # Errors
 /// [`Kind::Hook`], with the stage, the hook's number and path, and what it printed.
 pub fn run_all(stage: &str, hooks: &[Hook], state: &HookState<'_>, cwd: &Path) -> Result<()> {
+    run_all_for(stage, hooks, state, cwd, None)
+}
+
+/// The same for a container whose first process `init` (a pidfd) waits for the hooks: when it ends,
+/// because somebody deletes the container for one, they have nothing to work for any more, and are
+/// killed after a moment.
+///
+/// # Errors
+/// As [`run_all`].
+pub fn run_all_for(
+    stage: &str,
+    hooks: &[Hook],
+    state: &HookState<'_>,
+    cwd: &Path,
+    init: Option<BorrowedFd<'_>>,
+) -> Result<()> {
     if hooks.is_empty() {
         return Ok(());
     }
@@ -61,7 +72,7 @@ pub fn run_all(stage: &str, hooks: &[Hook], state: &HookState<'_>, cwd: &Path) -
         )
     })?;
     for (number, hook) in hooks.iter().enumerate() {
-        run_one(hook, &input, cwd).map_err(|cause| {
+        run_one(hook, &input, cwd, init).map_err(|cause| {
             let path = hook.path().display();
             Error::new(
                 Kind::Hook,
@@ -72,7 +83,12 @@ pub fn run_all(stage: &str, hooks: &[Hook], state: &HookState<'_>, cwd: &Path) -
     Ok(())
 }
 
-fn run_one(hook: &Hook, input: &[u8], cwd: &Path) -> std::result::Result<(), String> {
+fn run_one(
+    hook: &Hook,
+    input: &[u8],
+    cwd: &Path,
+    init: Option<BorrowedFd<'_>>,
+) -> std::result::Result<(), String> {
     let (output, writer) =
         std::io::pipe().map_err(|e| format!("make a pipe for its output: {e}"))?;
     let writer_again = writer
@@ -99,7 +115,7 @@ fn run_one(hook: &Hook, input: &[u8], cwd: &Path) -> std::result::Result<(), Str
     {
         command.env(name, value);
     }
-    let stdin = stdin_of(input).map_err(|e| format!("hand over the state: {e}"))?;
+    let (stdin, feed) = Feed::new(input).map_err(|e| format!("hand over the state: {e}"))?;
     command.stdin(stdin);
     // A foreground run holds all signals back; a hook must not inherit that.
     crate::sys::process::unblock_signals_in(&mut command);
@@ -116,7 +132,7 @@ fn run_one(hook: &Hook, input: &[u8], cwd: &Path) -> std::result::Result<(), Str
         .timeout()
         .and_then(|s| u64::try_from(s).ok())
         .map(Duration::from_secs);
-    let (status, printed) = wait(&mut child, output.into(), limit)?;
+    let (status, printed) = Waiting::new(&mut child, feed, output.into(), limit, init).wait()?;
     if status.success() {
         return Ok(());
     }
@@ -129,108 +145,11 @@ fn run_one(hook: &Hook, input: &[u8], cwd: &Path) -> std::result::Result<(), Str
     })
 }
 
-/// The state as a readable descriptor: a pipe when it fits into one, else a file in memory, so that
-/// writing never waits for a hook that does not read.
-fn stdin_of(input: &[u8]) -> std::io::Result<Stdio> {
-    // What a pipe holds even where the user has too many of them: pipe(7), "Pipe capacity".
-    const PIPE: usize = 4096;
-    if input.len() <= PIPE {
-        let (reader, mut writer) = std::io::pipe()?;
-        writer.write_all(input)?;
-        return Ok(Stdio::from(reader));
-    }
-    let mut file = std::fs::File::from(crate::sys::fs::memfd(c"isorun-state")?);
-    file.write_all(input)?;
-    std::io::Seek::rewind(&mut file)?;
-    Ok(Stdio::from(file))
-}
-
-/// Waits for the hook, reading what it prints so that it never blocks; kills its group when `limit`
-/// is over. What its own children still print after its end is not waited for.
-fn wait(
-    child: &mut Child,
-    output: OwnedFd,
-    limit: Option<Duration>,
-) -> std::result::Result<(ExitStatus, Vec<u8>), String> {
-    let fail = |e: std::io::Error| format!("wait for it: {e}");
-    // Without pidfds (before Linux 5.3, or denied) its end is looked for every now and then.
-    let pidfd = pidfd_open(child.id() as i32).ok();
-    let mut output = Some(std::fs::File::from(output));
-    let mut printed = Vec::new();
-    let begin = Instant::now();
-    let mut ended_before = false;
-    loop {
-        let Some(left) = time_left(limit, begin, pidfd.is_some()) else {
-            let _ = kill(-(child.id() as i32), libc::SIGKILL);
-            let _ = child.kill();
-            let _ = child.wait();
-            let limit = limit.unwrap_or_default().as_secs();
-            return Err(format!(
-                "killed: it ran longer than its timeout of {limit} s"
-            ));
-        };
-        let mut fds: Vec<PollFd> = Vec::with_capacity(2);
-        fds.extend(
-            output
-                .iter()
-                .map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)),
-        );
-        fds.extend(
-            pidfd
-                .iter()
-                .map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)),
-        );
-        match poll(&mut fds, left) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(format!("wait for it: {errno}")),
-        }
-        let readable = output.is_some() && fds[0].any().unwrap_or(false);
-        drop(fds);
-        let status = child.try_wait().map_err(fail)?;
-        if readable && !read_some(&mut output, &mut printed) {
-            output = None;
-        }
-        // Children of the hook that go on printing are not waited for.
-        let flooded = status.is_some() && std::mem::replace(&mut ended_before, status.is_some());
-        if let Some(status) = status
-            && (!readable || flooded)
-        {
-            return Ok((status, printed));
-        }
-    }
-}
-
-/// How long to wait at most; nothing when the time is up. `told`: the end of the hook ends the wait.
-fn time_left(limit: Option<Duration>, begin: Instant, told: bool) -> Option<PollTimeout> {
-    const LOOK: Duration = Duration::from_millis(20);
-    let left = match limit {
-        None => None,
-        Some(limit) => Some(limit.checked_sub(begin.elapsed())?),
-    };
-    Some(match (left, told) {
-        (None, true) => PollTimeout::NONE,
-        (Some(left), true) => PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX),
-        (left, false) => {
-            PollTimeout::try_from(left.unwrap_or(LOOK).min(LOOK)).unwrap_or(PollTimeout::ZERO)
-        }
-    })
-}
-
-/// Reads once and keeps the last part; false at the end of the output.
-fn read_some(output: &mut Option<std::fs::File>, printed: &mut Vec<u8>) -> bool {
-    let mut buffer = [0u8; 4096];
-    let Some(n) = output.as_mut().and_then(|file| file.read(&mut buffer).ok()) else {
-        return false;
-    };
-    printed.extend_from_slice(&buffer[..n]);
-    let excess = printed.len().saturating_sub(TOLD);
-    printed.drain(..excess);
-    n > 0
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Instant;
+
     use oci_spec::runtime::HookBuilder;
 
     fn hook(script: &str, timeout: Option<i64>) -> Hook {

@@ -246,16 +246,19 @@ pub(super) fn remove_cgroup(placed: &Placed) -> Result<()> {
 /// # Errors
 /// A container that runs, without `force`; what could not be removed.
 pub fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
-    if force {
-        // First of all, because whoever holds the lock may be waiting for it: `start` for a hook in the
-        // container, for one. What cannot be killed now is told below.
-        if let Ok(record) = store.peek(id)
+    // First of all, because whoever holds the lock may be waiting for it: `start` for a hook in the
+    // container, for one. Again while the lock is waited for, because `create` may be about to say which
+    // process it has made. What cannot be killed is told below.
+    let mut kill_first = || {
+        if force
+            && let Ok(record) = store.peek(id)
             && let Some(pid) = record.pid
         {
             let _ = signal_checked(pid, record.pid_start, libc::SIGKILL);
         }
-    }
-    delete_locked(store.open(id)?, id, force)
+    };
+    kill_first();
+    delete_locked(store.open_meanwhile(id, &mut kill_first)?, id, force)
 }
 
 /// Deletes by force the container whose first process was `pid`, started at `start`, if it is still
@@ -311,9 +314,12 @@ fn delete_locked(dir: Dir, id: &str, force: bool) -> Result<()> {
     if let Some(placed) = record.placed() {
         remove_cgroup(&placed)?;
     }
+    // Removed before the hooks run, as by runc: one that deletes the container, too, or makes the next
+    // one of the same id, does not wait for the lock that is held here for its own end.
+    dir.remove()?;
     let state = state_of(&record, "stopped", 0);
     run_poststop(&record.poststop, &state);
-    dir.remove()
+    Ok(())
 }
 
 /// Runs the poststop hooks. The specification: one that fails is logged, and those after it run all

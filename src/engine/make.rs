@@ -112,6 +112,8 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
             if let Err(second) = dir.remove() {
                 log::warning(&format!("after a failure: {second}"));
             }
+            // Without the lock: see delete.
+            making.poststop();
             Err(error)
         }
     }
@@ -385,9 +387,10 @@ impl Making<'_> {
     fn answer(&self, fds: &[OwnedFd]) -> Result<()> {
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
         match &self.channel {
-            Some(channel) => channel
-                .go_with(&fds)
-                .map_err(|errno| Error::os("tell the child", "to go on", errno)),
+            Some(channel) => channel.go_with(&fds).map_err(|errno| match errno {
+                Errno::EPIPE => ended("the container's first process ended before it was ready"),
+                errno => Error::os("tell the child", "to go on", errno),
+            }),
             None => Ok(()),
         }
     }
@@ -400,8 +403,13 @@ impl Making<'_> {
 
     fn host_hooks(&mut self) -> Result<()> {
         self.hooks_ran = true;
-        run_hooks(self.plan, "prestart", "creating", self.pid())?;
-        run_hooks(self.plan, "createRuntime", "creating", self.pid())
+        let pidfd = self.child.as_ref().map(|(_, pidfd)| pidfd.as_fd());
+        for stage in ["prestart", "createRuntime"] {
+            let state = hook_state(self.plan, "creating", self.pid());
+            let hooks = self.plan.hooks(stage);
+            hooks::run_all_for(stage, hooks, &state, &self.plan.bundle, pidfd)?;
+        }
+        Ok(())
     }
 
     fn listener(&self, number: i32) -> Result<()> {
@@ -440,8 +448,7 @@ impl Making<'_> {
             Mode::Run(_) => return Ok(()),
             Mode::Create => "the container's first process ended before it was ready",
         };
-        Err(Error::new(Kind::System, sentence)
-            .remedy("it may have been killed, by a memory limit for one: see the kernel's log"))
+        Err(ended(sentence))
     }
 
     /// Takes back what was made. What fails here is told, but does not hide the first failure.
@@ -455,6 +462,9 @@ impl Making<'_> {
             lifecycle::remove_cgroup(&placed)
                 .unwrap_or_else(|error| log::warning(&format!("after a failure: {error}")));
         }
+    }
+
+    fn poststop(&self) {
         if self.hooks_ran {
             let nobody = Pid::from_raw(0);
             let state = hook_state(self.plan, "stopped", nobody);
@@ -471,6 +481,11 @@ pub(super) fn take_terminal(to: &mut Destination, master: OwnedFd) -> Result<Opt
         Destination::Caller(caller) => Relay::new(caller, master).map(Some),
         Destination::Nowhere => Ok(None),
     }
+}
+
+fn ended(sentence: &str) -> Error {
+    Error::new(Kind::System, sentence)
+        .remedy("it may have been killed, by a memory limit for one: see the kernel's log")
 }
 
 fn to_json(placed: &Placed) -> Result<serde_json::Value> {

@@ -15,6 +15,7 @@ mod devices;
 mod exec;
 mod filter;
 mod foreground;
+mod hook_wait;
 mod hooks;
 mod identity;
 mod join;

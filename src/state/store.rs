@@ -130,7 +130,7 @@ impl Store {
                 Err(error) => return Err(Error::io("create directory", display(&path), &error)),
             }
             // A `delete --force` may see the empty directory first and take it away.
-            if let Some(dir) = self.lock(id, &path)? {
+            if let Some(dir) = self.lock(id, &path, &mut || ())? {
                 return Ok(dir);
             }
         }
@@ -142,8 +142,16 @@ impl Store {
     /// # Errors
     /// [`Kind::NotFound`] in runc's words; [`Kind::State`] naming who holds the lock.
     pub fn open(&self, id: &str) -> Result<Dir> {
+        self.open_meanwhile(id, &mut || ())
+    }
+
+    /// The same; `meanwhile` is done each time before it waits a little.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_meanwhile(&self, id: &str, meanwhile: &mut dyn FnMut()) -> Result<Dir> {
         check_id(id)?;
-        self.lock(id, &self.path(id))?
+        self.lock(id, &self.path(id), meanwhile)?
             .ok_or_else(|| self.not_found(id))
     }
 
@@ -246,7 +254,7 @@ impl Store {
     }
 
     /// Opens and locks `path`; none where it does not exist, or does not exist any more.
-    fn lock(&self, id: &str, path: &Path) -> Result<Option<Dir>> {
+    fn lock(&self, id: &str, path: &Path, meanwhile: &mut dyn FnMut()) -> Result<Option<Dir>> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_RDONLY;
         let mut fd = match open(path, flags, Mode::empty()) {
             Ok(fd) => fd,
@@ -264,6 +272,7 @@ impl Store {
             if Instant::now() >= end {
                 return Err(busy(id, path, self.patience));
             }
+            meanwhile();
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(20));
         };

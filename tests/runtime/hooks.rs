@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Bundle, is_zombie, runtime, wait_for};
 
-const STAGES: [&str; 6] = [
+pub const STAGES: [&str; 6] = [
     "prestart",
     "createRuntime",
     "createContainer",
@@ -17,7 +17,7 @@ const STAGES: [&str; 6] = [
 
 /// A hook that runs a script with a PATH; `$H` is the host directory, under its name in the
 /// namespace where the stage runs.
-fn script(bundle: &Bundle, stage: &str, text: &str) -> Value {
+pub fn script(bundle: &Bundle, stage: &str, text: &str) -> Value {
     let host = match stage {
         "startContainer" => "/h".to_string(),
         _ => bundle.host("").to_str().unwrap().to_string(),
@@ -32,7 +32,7 @@ fn script(bundle: &Bundle, stage: &str, text: &str) -> Value {
 }
 
 /// A bundle with the host directory at /h and the same script as hook of every stage given.
-fn hooked(stages: &[&str], text: impl Fn(&str) -> String) -> Bundle {
+pub fn hooked(stages: &[&str], text: impl Fn(&str) -> String) -> Bundle {
     let mut bundle = Bundle::sh(
         "readlink /proc/self/ns/mnt > /h/own.mnt; readlink /proc/self/ns/pid > /h/own.pid; sleep 100",
     );

@@ -170,6 +170,9 @@ fn a_profile_that_the_kernel_refuses_keeps_the_program_from_running() {
 #[test]
 fn the_plan_shows_the_profile() {
     isorun_only!("runc has no plan");
+    if !unshare() {
+        skip!("no unshare(1)");
+    }
     let mut bundle = Bundle::new();
     bundle
         .set("/process/apparmorProfile", json!("isorun-none"))

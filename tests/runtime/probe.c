@@ -169,6 +169,9 @@ static int agent(char **argv)
     int listener;
     memcpy(&listener, CMSG_DATA(head), sizeof listener);
     printf("%s\n", text);
+    if (!strcmp(argv[1], "leave"))
+        return 0;
+    int go_on = !strcmp(argv[1], "continue");
     for (;;) {
         struct seccomp_notif ask;
         memset(&ask, 0, sizeof ask);
@@ -177,7 +180,11 @@ static int agent(char **argv)
                 continue;
             return 0;
         }
-        struct seccomp_notif_resp reply = {.id = ask.id, .error = -(int)number(argv[1])};
+        struct seccomp_notif_resp reply = {.id = ask.id};
+        if (go_on)
+            reply.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
+        else
+            reply.error = -(int)number(argv[1]);
         ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &reply);
         printf("asked %d\n", ask.data.nr);
     }
