@@ -84,7 +84,7 @@ fn one(
 }
 
 /// The directories of cgroups are open to everybody: nothing to ask the parent for.
-fn nothing() -> Result<Vec<OwnedFd>> {
+fn nothing(_plain: bool) -> Result<Vec<OwnedFd>> {
     Err(Error::os("open", "the cgroup's directory", Errno::EACCES))
 }
 

@@ -278,11 +278,11 @@ impl Child<'_> {
             .map_err(|errno| Error::os("wait for", what, errno))
     }
 
-    /// The source of step `number` from the parent, who may open it, or as only the parent can open it.
-    fn ask_for_source(&self, number: usize) -> Result<Vec<OwnedFd>> {
+    /// The source of a step from the parent, who may open it, or as only the parent can open it.
+    fn ask_for_source(&self, step: usize, plain: bool) -> Result<Vec<OwnedFd>> {
         let [mounts, users] = super::sources::namespaces()?;
         let sync = &self.inherited.sync;
-        let ask = FromChild::Source(number);
+        let ask = FromChild::Source { step, plain };
         sync.tell_with(&ask, &[mounts.as_fd(), users.as_fd()])
             .and_then(|()| sync.wait_with())
             .map_err(|errno| Error::os("ask for", "the source of a mount", errno))
@@ -296,14 +296,16 @@ impl Child<'_> {
                 pivot::propagation(*flags)
             }
             Action::OpenRoot { path } => {
-                let ask = || self.ask_for_source(number);
+                let ask = |plain| self.ask_for_source(number, plain);
                 self.root = Some(pivot::open_root(path, self.shared, &ask)?);
                 // Modes of device nodes and mount points are those that are asked for.
                 self.umask = nix::sys::stat::umask(Mode::empty());
                 Ok(())
             }
             Action::Mount(mount) => {
-                let made = mounts::mount(self.root()?, mount, &|| self.ask_for_source(number))?;
+                let made = mounts::mount(self.root()?, mount, &|plain| {
+                    self.ask_for_source(number, plain)
+                })?;
                 self.late
                     .extend(made.map(|made| (mount.target.clone(), made)));
                 Ok(())
@@ -337,7 +339,7 @@ impl Child<'_> {
             Action::FileLabel { path, label } => labels::file(self.root()?, path, label),
             Action::MaskPath { path, label } => self.hide(path, label.as_deref()),
             Action::BindSys { mount, hidden } => {
-                let nothing = || Err(Error::os("open", "/sys", Errno::EACCES));
+                let nothing = |_| Err(Error::os("open", "/sys", Errno::EACCES));
                 mounts::mount(self.root()?, mount, &nothing)?;
                 hidden.iter().try_for_each(|path| self.hide(path, None))
             }

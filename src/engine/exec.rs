@@ -376,7 +376,7 @@ impl Execing<'_> {
                 FromChild::Failed(error) => return Err(error),
                 FromChild::HostHooks
                 | FromChild::Ready
-                | FromChild::Source(_)
+                | FromChild::Source { .. }
                 | FromChild::Born(_) => {
                     return Err(fail(Errno::EBADMSG));
                 }

@@ -337,9 +337,13 @@ impl Making<'_> {
             let (message, fds) = heard.unzip();
             match message {
                 Some(FromChild::Degraded(degradation)) => report(&degradation, record)?,
-                Some(FromChild::Source(number)) => {
+                Some(FromChild::Source { step, plain }) => {
                     let namespaces = fds.unwrap_or_default();
-                    self.answer(&super::sources::provide(self.plan, number, &namespaces)?)?;
+                    self.answer(&super::sources::provide(
+                        self.plan,
+                        (step, plain),
+                        &namespaces,
+                    )?)?;
                 }
                 Some(FromChild::Terminal) => {
                     self.hand_over_terminal(fds.unwrap_or_default())?;

@@ -25,6 +25,7 @@ mod lifecycle;
 mod make;
 mod maps;
 mod masks;
+mod mountinfo;
 mod mounts;
 mod mounts_old;
 mod namespaces;

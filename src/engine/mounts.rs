@@ -10,8 +10,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::mount::MsFlags;
-use nix::sys::stat::fstat;
+use nix::sys::stat::{Mode, fstat};
 
 use super::copyup;
 use super::mounts_old as old;
@@ -28,8 +29,9 @@ use crate::sys::mount::{
 
 const MS_REC: u64 = libc::MS_REC;
 
-/// A way to get sources that this process cannot open from the parent ([`super::sources`]).
-pub type Ask<'a> = &'a dyn Fn() -> Result<Vec<OwnedFd>>;
+/// A way to get sources that this process cannot open from the parent ([`super::sources`]): `true` asks
+/// for the plain source in place of a detached copy.
+pub type Ask<'a> = &'a dyn Fn(bool) -> Result<Vec<OwnedFd>>;
 
 /// Does one mount of config.json. What it gives back is a mount that is to become read-only when the
 /// container is made: until then things are put into it.
@@ -251,10 +253,6 @@ pub fn open_source(source: &Path, recursive: bool) -> nix::Result<OwnedFd> {
 
 fn bind(root: &Root, mount: &Mount, source: &Path, recursive: bool, ask: Ask<'_>) -> Result<()> {
     let what = format!("bind mount {}", source.display());
-    let asked = || {
-        let tree = ask()?.pop();
-        tree.ok_or_else(|| failed(mount, &what, Errno::EBADMSG))
-    };
     let own = match mount.idmap {
         None => open_source(source, recursive),
         // Only the parent may set the maps.
@@ -262,9 +260,10 @@ fn bind(root: &Root, mount: &Mount, source: &Path, recursive: bool, ask: Ask<'_>
     };
     let tree = match own {
         Ok(tree) => tree,
-        Err(Errno::EACCES) => asked()?,
-        Err(Errno::EINVAL) if !recursive => asked()?,
-        Err(errno) if denied(errno) => return old::bind(root, mount, source, recursive),
+        Err(errno) if errno == Errno::EACCES || errno == Errno::EINVAL && !recursive => {
+            one(mount, &what, ask(false)?)?
+        }
+        Err(errno) if denied(errno) => return bind_by_path(root, mount, source, recursive, ask),
         Err(errno) => return Err(failed(mount, &what, errno)),
     };
     let target = bind_target(root, mount, tree.as_fd())?;
@@ -274,17 +273,41 @@ fn bind(root: &Root, mount: &Mount, source: &Path, recursive: bool, ask: Ask<'_>
     let may_fall_back = |errno| denied(errno) && mount.idmap.is_none();
     let moved = own_by_setattr(tree.as_fd(), mount)
         .map_err(|errno| flags_refused(mount, errno))
-        .and_then(|()| set_below(tree.as_fd(), mount))
+        .and_then(|()| {
+            below_by_setattr(tree.as_fd(), mount).map_err(|errno| flags_refused(mount, errno))
+        })
         .and_then(|()| {
             move_mount(tree.as_fd(), target.as_fd()).map_err(|errno| failed(mount, &what, errno))
         });
     match moved {
         Ok(()) => spread(root, mount, tree.as_fd()),
         Err(error) if error.errno().is_some_and(may_fall_back) => {
-            old::bind(root, mount, source, recursive)
+            bind_by_path(root, mount, source, recursive, ask)
         }
         Err(error) => Err(error),
     }
+}
+
+fn bind_by_path(
+    root: &Root,
+    mount: &Mount,
+    source: &Path,
+    recursive: bool,
+    ask: Ask<'_>,
+) -> Result<()> {
+    let what = format!("bind mount {}", source.display());
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let from = match nix::fcntl::open(source, flags, Mode::empty()) {
+        Err(Errno::EACCES) => one(mount, &what, ask(true)?)?,
+        own => own.map_err(|errno| failed(mount, &what, errno))?,
+    };
+    old::bind(root, mount, from.as_fd(), recursive)
+}
+
+/// The one descriptor of an answer.
+fn one(mount: &Mount, what: &str, answer: Vec<OwnedFd>) -> Result<OwnedFd> {
+    let [fd] = <[OwnedFd; 1]>::try_from(answer).map_err(|_| failed(mount, what, Errno::EBADMSG))?;
+    Ok(fd)
 }
 
 fn is_dir(fd: BorrowedFd<'_>) -> Result<bool> {
@@ -366,13 +389,8 @@ fn flags_refused(mount: &Mount, errno: Errno) -> Error {
 /// # Errors
 /// A sentence with the entry's field, target and errno.
 pub(super) fn set_own(top: BorrowedFd<'_>, mount: &Mount) -> Result<()> {
-    let atime = (mount.clear & attr::ATIME != 0).then_some(match mount.set & attr::ATIME {
-        attr::NOATIME => MsFlags::MS_NOATIME,
-        attr::STRICTATIME => MsFlags::MS_STRICTATIME,
-        _ => MsFlags::MS_RELATIME,
-    });
     match own_by_setattr(top, mount) {
-        Err(errno) if denied(errno) => old::set_flags(top, mount.set, mount.clear, atime),
+        Err(errno) if denied(errno) => old::set_flags(top, mount.set, mount.clear),
         other => other,
     }
     .map_err(|errno| flags_refused(mount, errno))
@@ -395,21 +413,25 @@ fn own_by_setattr(top: BorrowedFd<'_>, mount: &Mount) -> nix::Result<()> {
     }
 }
 
-/// Sets the flags that are for all mounts of the tree: `rro` and the like.
+/// Sets the flags that are for all mounts of the tree, which is attached: `rro` and the like.
 ///
 /// # Errors
 /// A sentence with the entry's field, target and errno.
 pub(super) fn set_below(top: BorrowedFd<'_>, mount: &Mount) -> Result<()> {
+    match below_by_setattr(top, mount) {
+        Err(errno) if denied(errno) => {
+            old::set_tree_flags(top, mount.recursive_set, mount.recursive_clear)
+        }
+        other => other,
+    }
+    .map_err(|errno| flags_refused(mount, errno))
+}
+
+fn below_by_setattr(top: BorrowedFd<'_>, mount: &Mount) -> nix::Result<()> {
     if mount.recursive_set | mount.recursive_clear == 0 {
         return Ok(());
     }
-    mount_setattr(top, true, mount.recursive_set, mount.recursive_clear, 0).map_err(|errno| {
-        match errno {
-            Errno::ENOSYS => failed(mount, "set the flags of all mounts", errno)
-                .remedy("flags such as rro take mount_setattr(2), Linux 5.12"),
-            _ => flags_refused(mount, errno),
-        }
-    })
+    mount_setattr(top, true, mount.recursive_set, mount.recursive_clear, 0)
 }
 
 pub(super) fn propagate(tree: BorrowedFd<'_>, mount: &Mount) -> nix::Result<()> {

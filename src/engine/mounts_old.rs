@@ -139,22 +139,20 @@ pub fn remount_file_system(
     mount2(NONE, path.as_str(), NONE, flags, Some(data.as_str()))
 }
 
-/// A bind mount with its flags and propagation.
+/// A bind mount of `from` with its flags and propagation.
 ///
 /// # Errors
-/// A sentence with the entry's field, source, target and errno; flags for the whole tree cannot be
-/// had by mount(2).
-pub fn bind(root: &Root, mount: &Mount, source: &Path, recursive: bool) -> Result<()> {
-    let what = format!("bind mount {}", source.display());
+/// A sentence with the entry's field, source, target and errno.
+pub fn bind(root: &Root, mount: &Mount, from: BorrowedFd<'_>, recursive: bool) -> Result<()> {
+    let source = nix::fcntl::readlink(fd_path(from).as_str()).unwrap_or_default();
+    let what = format!("bind mount {}", source.to_string_lossy());
     let fail = |errno| failed(mount, &what, errno);
-    let from =
-        nix::fcntl::open(source, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(fail)?;
-    let target = bind_target(root, mount, from.as_fd())?;
-    check_over_proc(mount, &target, Some(from.as_fd()))?;
-    mismatch(mount, &what, from.as_fd(), target.as_fd())?;
+    let target = bind_target(root, mount, from)?;
+    check_over_proc(mount, &target, Some(from))?;
+    mismatch(mount, &what, from, target.as_fd())?;
     let mut flags = MsFlags::MS_BIND;
     flags.set(MsFlags::MS_REC, recursive);
-    let (from, to) = (fd_path(from.as_fd()), fd_path(target.as_fd()));
+    let (from, to) = (fd_path(from), fd_path(target.as_fd()));
     mount2(Some(from.as_str()), to.as_str(), NONE, flags, NONE).map_err(fail)?;
     let made = root.open(&mount.target).map_err(fail)?;
     set_own(made.as_fd(), mount)?;
@@ -208,17 +206,22 @@ pub fn add_flags(mount: BorrowedFd<'_>, set: MsFlags) -> nix::Result<()> {
     remount(mount, flags_now(mount)? | set)
 }
 
-/// Sets the flags of a bind mount: `set`, and no other but those that are locked, unless they are in
-/// `clear`; `atime` is the access-time mode that is asked for.
+/// The access-time mode that is asked for, where one is.
+fn atime_of(set: u64, clear: u64) -> Option<MsFlags> {
+    (clear & attr::ATIME != 0).then_some(match set & attr::ATIME {
+        attr::NOATIME => MsFlags::MS_NOATIME,
+        attr::STRICTATIME => MsFlags::MS_STRICTATIME,
+        _ => MsFlags::MS_RELATIME,
+    })
+}
+
+/// Sets the flags of a bind mount (MOUNT_ATTR_* in `set` and `clear`): those of `set`, and no others but
+/// the locked ones, unless they are in `clear`.
 ///
 /// # Errors
 /// EPERM when a locked flag would have to go.
-pub fn set_flags(
-    mount: BorrowedFd<'_>,
-    set: u64,
-    clear: u64,
-    atime: Option<MsFlags>,
-) -> nix::Result<()> {
+pub fn set_flags(mount: BorrowedFd<'_>, set: u64, clear: u64) -> nix::Result<()> {
+    let atime = atime_of(set, clear);
     let wanted = flags_of(set & !attr::ATIME) | atime.unwrap_or(MsFlags::empty());
     match remount(mount, wanted) {
         Err(Errno::EPERM) => {}
@@ -232,4 +235,29 @@ pub fn set_flags(
         return Err(Errno::EPERM);
     }
     remount(mount, wanted | now)
+}
+
+/// Sets and clears flags of all mounts of the tree whose top is `top`, one after the other.
+///
+/// # Errors
+/// Those of mount(2) and of reading the table of mounts.
+pub fn set_tree_flags(top: BorrowedFd<'_>, set: u64, clear: u64) -> nix::Result<()> {
+    let path = nix::fcntl::readlink(fd_path(top).as_str())?;
+    let path = Path::new(&path);
+    let errno = |error: std::io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
+    let atime = atime_of(set, clear);
+    for mount in super::mountinfo::read().map_err(errno)? {
+        if !mount.point.starts_with(path) {
+            continue;
+        }
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let here = nix::fcntl::open(&mount.point, flags, Mode::empty())?;
+        let mut kept = flags_now(here.as_fd())? & !flags_of(clear & !attr::ATIME);
+        if atime.is_some() {
+            kept &= !ATIME;
+        }
+        let atime = atime.unwrap_or(MsFlags::empty());
+        remount(here.as_fd(), kept | flags_of(set & !attr::ATIME) | atime)?;
+    }
+    Ok(())
 }

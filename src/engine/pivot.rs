@@ -1,7 +1,7 @@
 //! The root file system: made a mount of its own, and at the end made `/`.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount as mount2, umount2};
@@ -37,7 +37,7 @@ pub fn open_root(path: &Path, shared: bool, ask: Ask<'_>) -> Result<Root> {
     }
     let (tree, place) = match super::root::open_dir(path) {
         Err(error) if error.errno() == Some(Errno::EACCES) => {
-            match <[OwnedFd; 2]>::try_from(ask()?) {
+            match <[OwnedFd; 2]>::try_from(ask(false)?) {
                 Ok([tree, place]) => (Ok(tree), place),
                 Err(_) => return Err(fail(Errno::EBADMSG)),
             }
@@ -120,10 +120,12 @@ pub fn move_over(root: &Root, path: &Path) -> Result<()> {
 /// Takes the whole procfs and sysfs of the host out of this mount namespace: while one of them is
 /// mounted anywhere in it, the kernel lets the container mount it anew without any of its masks.
 fn hide_kernel_file_systems(rootfs: &Path) -> Result<()> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo")
+    let mounts = super::mountinfo::read()
         .map_err(|error| Error::io("read", "/proc/self/mountinfo", &error))?;
-    for point in table.lines().filter_map(whole_kernel_file_system) {
-        if point.starts_with(rootfs) {
+    for mount in mounts {
+        let whole = mount.root == "/" && matches!(mount.kind.as_str(), "proc" | "sysfs");
+        let point = mount.point;
+        if !whole || point.starts_with(rootfs) {
             continue;
         }
         let fail = |errno| Error::os("hide the host's", point.display().to_string(), errno);
@@ -146,40 +148,6 @@ fn hide_kernel_file_systems(rootfs: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The mount point in a line of mountinfo, if it is all of a procfs or sysfs: proc_pid_mountinfo(5).
-fn whole_kernel_file_system(line: &str) -> Option<PathBuf> {
-    use std::os::unix::ffi::OsStringExt;
-    let (own, rest) = line.split_once(" - ")?;
-    let mut fields = own.split(' ').skip(3);
-    let (root, point) = (fields.next()?, fields.next()?);
-    let kind = rest.split(' ').next()?;
-    (root == "/" && matches!(kind, "proc" | "sysfs"))
-        .then(|| PathBuf::from(std::ffi::OsString::from_vec(unescaped(point))))
-}
-
-/// A field of mountinfo without its escapes: blanks and the like are written as `\040`.
-fn unescaped(field: &str) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let mut rest = field.as_bytes();
-    while let Some((&byte, after)) = rest.split_first() {
-        let octal = after.get(..3).filter(|_| byte == b'\\');
-        let code = octal
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match code {
-            Some(code) => {
-                bytes.push(code);
-                rest = &after[3..];
-            }
-            None => {
-                bytes.push(byte);
-                rest = after;
-            }
-        }
-    }
-    bytes
-}
-
 /// Makes the mount of `/` read-only.
 ///
 /// # Errors
@@ -188,28 +156,4 @@ pub fn readonly_root(root: &Root) -> Result<()> {
     root.open("/")
         .and_then(|top| make_readonly(&top))
         .map_err(|errno| Error::os("root.readonly: make read-only", "/", errno))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn whole_mounts_of_the_kernel() {
-        let point = |line| whole_kernel_file_system(line).map(|path| path.display().to_string());
-        let proc = "22 28 0:21 / /a\\040b/proc rw,nosuid shared:5 - proc proc rw";
-        assert_eq!(point(proc).as_deref(), Some("/a b/proc"));
-        assert_eq!(
-            point("22 28 0:21 / /s rw - sysfs none rw").as_deref(),
-            Some("/s")
-        );
-        for other in [
-            "22 28 0:21 /sys /x rw - proc proc rw",
-            "22 28 0:21 / /x rw - tmpfs proc rw",
-            "",
-        ] {
-            assert_eq!(point(other), None, "{other}");
-        }
-        assert_eq!(unescaped("a\\134040\\0"), b"a\\040\\0");
-    }
 }

@@ -39,12 +39,16 @@ pub fn namespaces() -> Result<[OwnedFd; 2]> {
     Ok([open("mnt")?, open("user")?])
 }
 
-/// The parent's answer for step `number` of the plan: the source as a detached tree; for the root
-/// file system also the directory that it goes on.
+/// The parent's answer for step `number` of the plan: the source as a detached tree, or itself where
+/// the child needs it `plain` for mount(2); for the root file system also the directory that it goes on.
 ///
 /// # Errors
 /// A sentence with the entry's field, the source and the errno.
-pub fn provide(plan: &Plan, number: usize, from_child: &[OwnedFd]) -> Result<Vec<OwnedFd>> {
+pub fn provide(
+    plan: &Plan,
+    (number, plain): (usize, bool),
+    from_child: &[OwnedFd],
+) -> Result<Vec<OwnedFd>> {
     let [mounts, users] = from_child else {
         return Err(Error::os(
             "hear of",
@@ -60,6 +64,11 @@ pub fn provide(plan: &Plan, number: usize, from_child: &[OwnedFd]) -> Result<Vec
         })
         .map_err(|errno| Error::os("root.path: bind mount", path.display().to_string(), errno)),
         Some(Action::Mount(mount)) => match &mount.what {
+            MountKind::Bind { source, .. } if plain => helped(mounts, || {
+                let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+                nix::fcntl::open(source.as_path(), flags, Mode::empty()).map(|fd| vec![fd])
+            })
+            .map_err(|errno| failed(mount, source, errno)),
             MountKind::Bind { source, recursive } => {
                 let tree = tree(mount, source, *recursive, mounts)?;
                 if let Some(mapping) = &mount.idmap {
@@ -78,11 +87,13 @@ fn asked_for_nothing(number: usize) -> Error {
     Error::os("open the source of", step, Errno::EBADMSG)
 }
 
+fn failed(mount: &Mount, source: &Path, errno: Errno) -> Error {
+    let what = format!("{}: bind mount {} on", mount.field, source.display());
+    Error::os(what, &mount.target, errno)
+}
+
 fn tree(mount: &Mount, source: &Path, recursive: bool, mounts: &OwnedFd) -> Result<OwnedFd> {
-    let fail = |errno| {
-        let what = format!("{}: bind mount {} on", mount.field, source.display());
-        Error::os(what, &mount.target, errno)
-    };
+    let fail = |errno| failed(mount, source, errno);
     let opened = helped(mounts, || {
         open_source(source, recursive).map(|tree| vec![tree])
     });
@@ -153,12 +164,9 @@ fn file_system(tree: &OwnedFd) -> Option<String> {
     use nix::sys::stat::{major, minor};
     let device = fstat(tree).ok()?.st_dev;
     let number = format!("{}:{}", major(device), minor(device));
-    let table = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let line = table
-        .lines()
-        .find(|line| line.split(' ').nth(2) == Some(number.as_str()))?;
-    let (_, rest) = line.split_once(" - ")?;
-    rest.split(' ').next().map(str::to_string)
+    let mounts = super::mountinfo::read().ok()?;
+    let found = mounts.into_iter().find(|mount| mount.device == number);
+    found.map(|mount| mount.kind)
 }
 
 fn fork(namespaces: u64) -> nix::Result<Born> {

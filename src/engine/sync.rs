@@ -47,7 +47,12 @@ pub enum FromChild {
     Degraded(Degradation),
     /// The source of the mount of this step, which the child may not open; with descriptors of the
     /// child's mount and user namespace.
-    Source(usize),
+    Source {
+        /// The number of the step.
+        step: usize,
+        /// Itself, in place of a detached copy.
+        plain: bool,
+    },
     /// The hooks prestart and createRuntime are due.
     HostHooks,
     /// The terminal's master, as the descriptor that comes with it.

@@ -2,6 +2,7 @@
 //! them missing, compared with the table that it has otherwise.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use serde_json::json;
@@ -22,7 +23,9 @@ fn bundle() -> Bundle {
     fs::write(tree.join("file"), "").unwrap();
     let tree = tree.to_str().unwrap().to_string();
     // Otherwise the first run would make it, and later ones give the tmpfs its mode.
-    fs::create_dir(bundle.rootfs("/late")).unwrap();
+    for dir in ["/late", "/whole"] {
+        fs::create_dir(bundle.rootfs(dir)).unwrap();
+    }
     fs::create_dir(bundle.rootfs("/copied")).unwrap();
     fs::write(bundle.rootfs("/copied/kept"), "").unwrap();
     bundle.mount("/plain", "bind", &tree, &["bind"]);
@@ -39,6 +42,13 @@ fn bundle() -> Bundle {
         &["bind", "strictatime", "nosuid", "unbindable"],
     );
     bundle.mount("/dir", "bind", &tree, &["bind", "noexec", "nodiratime"]);
+    // A tree of three mounts, made of the container's own.
+    bundle.mount("/whole", "tmpfs", "tmpfs", &["nosuid", "mode=755"]);
+    bundle.mount("/whole/a b", "tmpfs", "tmpfs", &["noatime", "mode=755"]);
+    bundle.mount("/whole/a b/c", "bind", &tree, &["bind"]);
+    let whole = bundle.rootfs("/whole").to_str().unwrap().to_string();
+    let options = ["rbind", "nodev", "rro", "rnoexec", "rstrictatime"];
+    bundle.mount("/tree", "bind", &whole, &options);
     bundle.mount("/file", "bind", &format!("{tree}/file"), &["bind", "ro"]);
     bundle.mount("/plain", "bind", &tree, &["bind", "remount", "nosuid"]);
     bundle.mount(
@@ -97,7 +107,9 @@ fn table(bundle: &Bundle, denied: Option<(i32, &str)>, flags: &[&str]) -> Option
 
 fn same_table(bundle: &Bundle, flags: &[&str]) {
     let expected = table(bundle, None, flags).unwrap();
-    assert!(expected.contains(" /late/below "), "{expected}");
+    for point in ["/late/below", "/tree/a\\040b/c"] {
+        assert!(expected.contains(&format!(" {point} ")), "{expected}");
+    }
     let all = CALLS.map(|number| number.to_string()).join(",");
     let alone = CALLS.map(|number| number.to_string());
     for numbers in alone.iter().chain([&all]) {
@@ -136,6 +148,12 @@ fn the_same_in_a_user_namespace() {
             Some("/strict" | "/flags" | "/dir")
         )
     });
+    for mount in mounts
+        .iter_mut()
+        .filter(|mount| mount["destination"] == "/tree")
+    {
+        mount["options"] = json!(["rbind", "nodev", "rro", "rnoexec"]);
+    }
     same_table(&bundle, &[]);
 }
 
@@ -146,36 +164,57 @@ fn the_same_without_pivot_root() {
 }
 
 #[test]
+fn a_source_that_only_the_hosts_root_can_open_by_the_older_calls() {
+    isorun_only!("what a reference does without a call is its own business");
+    let mut bundle = Bundle::sh("cat /mnt/file; touch /mnt/x 2>/dev/null || echo refused");
+    let dir = bundle.host("secret/dir");
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("file"), "of the host\n").unwrap();
+    fs::set_permissions(bundle.host("secret"), fs::Permissions::from_mode(0o700)).unwrap();
+    let dir = dir.to_str().unwrap().to_string();
+    bundle.mount("/mnt", "bind", &dir, &["rbind", "ro"]);
+    let map = json!([{"containerID": 0, "hostID": 200_000, "size": 65536}]);
+    bundle.namespace("user");
+    bundle
+        .set("/linux/uidMappings", map.clone())
+        .set("/linux/gidMappings", map);
+    chown_tree(&bundle.rootfs("/"), 200_000);
+    for errno in [38, 1] {
+        for number in CALLS {
+            let Some(got) = table(&bundle, Some((errno, &number.to_string())), &[]) else {
+                skip!("there is no C compiler");
+            };
+            assert_eq!(got.trim(), "of the host\nrefused", "{number} with {errno}");
+        }
+    }
+}
+
+#[test]
 fn what_has_no_older_call_is_refused_by_name() {
     isorun_only!("what a reference does without a call is its own business");
     let map = json!([{"containerID": 0, "hostID": 1000, "size": 10}]);
-    for (option, maps, says) in [
-        (
-            "rro",
-            json!(null),
-            "mounts[6]: set the flags of all mounts on /mnt: ENOSYS",
-        ),
-        ("ro", map, "mounts[6]: set MOUNT_ATTR_IDMAP on"),
-    ] {
-        let mut bundle = Bundle::sh("echo ran");
-        let dir = bundle.host("").to_str().unwrap().to_string();
-        let mut mount = json!({"destination": "/mnt", "type": "bind", "source": dir, "options": ["rbind", option]});
-        if !maps.is_null() {
-            mount["uidMappings"] = maps.clone();
-            mount["gidMappings"] = maps;
-        }
-        bundle.push("/mounts", mount);
-        bundle.write();
-        let Some(deny) = deny() else {
-            skip!("there is no C compiler");
-        };
-        let dir = bundle.bundle_dir().to_str().unwrap().to_string();
-        let runtime = bundle.command(&["run", "--bundle", &dir, &bundle.id]);
-        let mut command = Command::new(deny);
-        command.args(["38", "442"]).arg(runtime.get_program());
-        command.args(runtime.get_args()).current_dir(&bundle.dir);
-        let out = run_command(command, &bundle.dir.join("io")).code(1);
-        assert!(out.stderr.contains(says), "{}", out.stderr);
-        bundle.assert_gone();
-    }
+    let mut bundle = Bundle::sh("echo ran");
+    let dir = bundle.host("").to_str().unwrap().to_string();
+    bundle.push(
+        "/mounts",
+        json!({"destination": "/mnt", "type": "bind", "source": dir, "options": ["bind"],
+            "uidMappings": map, "gidMappings": map}),
+    );
+    bundle.write();
+    let Some(deny) = deny() else {
+        skip!("there is no C compiler");
+    };
+    let dir = bundle.bundle_dir().to_str().unwrap().to_string();
+    let runtime = bundle.command(&["run", "--bundle", &dir, &bundle.id]);
+    let mut command = Command::new(deny);
+    command.args(["38", "442"]).arg(runtime.get_program());
+    command.args(runtime.get_args()).current_dir(&bundle.dir);
+    let out = run_command(command, &bundle.dir.join("io")).code(1);
+    let says = "mounts[6]: set MOUNT_ATTR_IDMAP on";
+    assert!(
+        out.stderr.contains(says) && out.stderr.contains("ENOSYS"),
+        "{}",
+        out.stderr
+    );
+    bundle.assert_gone();
 }

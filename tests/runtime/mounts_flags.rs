@@ -232,6 +232,33 @@ fn locked_flags_of_the_host_stay_in_a_user_namespace() {
 }
 
 #[test]
+fn sysfs_in_a_user_namespace_with_the_hosts_network() {
+    isorun_only!("runc says EPERM");
+    let mut bundle =
+        Bundle::sh("test -d /sys/class/net/lo && echo there; cat /proc/self/mountinfo");
+    in_user_namespace(&mut bundle);
+    bundle.without_namespace("network");
+    let out = bundle.run().ok();
+    let table = out.stdout.strip_prefix("there\n").unwrap();
+    let mounts = parse_mountinfo(table);
+    assert!(
+        mounts.iter().any(|mount| mount.point == "/sys"),
+        "{mounts:#?}"
+    );
+    for mount in mounts
+        .iter()
+        .filter(|mount| mount.point.starts_with("/sys"))
+    {
+        assert!(mount.has(&["ro", "nosuid", "nodev", "noexec"]), "{mount:?}");
+    }
+    assert!(
+        out.stderr.contains("degraded: a sysfs of its own on /sys") && out.stderr.contains("EPERM"),
+        "{}",
+        out.stderr
+    );
+}
+
+#[test]
 fn readonly_root_in_a_user_namespace_keeps_the_hosts_flags() {
     let mut bundle = Bundle::new();
     bundle.args(&["cat", "/proc/self/mountinfo"]);

@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Bundle, run_after};
+use crate::harness::{Bundle, chown_tree, run_after};
 
 const BASE: u32 = 200_000;
 
@@ -104,6 +104,29 @@ fn maps_of_its_own_in_a_user_namespace() {
         {"containerID": 1, "hostID": BASE + 2, "size": 1}]);
     mapped_mount(&mut bundle, "/mnt", &dir, &["bind", "ro"], [uids, gids]);
     assert_eq!(bundle.run().ok().text(), "65534:2\n42:43");
+}
+
+#[test]
+fn the_maps_of_a_user_namespace_that_is_joined() {
+    since_runc!(1, 2, "the options idmap and ridmap");
+    let mut owner = Bundle::sh("sleep 100");
+    in_user_namespace(&mut owner);
+    owner.run_detached().ok();
+    let mut bundle = Bundle::sh("cat /proc/self/uid_map; stat -c %u:%g /mnt/seven /own/seven");
+    let dir = secret(&bundle);
+    let namespace = format!("/proc/{}/ns/user", owner.pid());
+    bundle.push(
+        "/linux/namespaces",
+        json!({"type": "user", "path": namespace}),
+    );
+    // Owned by the container's root and not by the host's, as for a user namespace of its own.
+    chown_tree(&bundle.rootfs("/"), BASE);
+    bundle.mount("/mnt", "bind", &dir, &["bind", "idmap"]);
+    let maps = [map(0, BASE + 30, 10), map(0, BASE + 50, 10)];
+    mapped_mount(&mut bundle, "/own", &dir, &["bind"], maps);
+    let out = bundle.run().ok();
+    let words: Vec<&str> = out.stdout.split_whitespace().collect();
+    assert_eq!(words, ["0", "200000", "65536", "7:8", "37:58"]);
 }
 
 #[test]
