@@ -6,6 +6,7 @@
 mod create;
 mod delete;
 mod demo;
+mod events;
 mod exec;
 mod features;
 mod global;
@@ -55,6 +56,7 @@ const COMMANDS: &[Entry] = &[
     delete::ENTRY,
     list::ENTRY,
     ps::ENTRY,
+    events::ENTRY,
     pause::PAUSE,
     pause::RESUME,
     spec::ENTRY,

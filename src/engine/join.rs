@@ -63,7 +63,7 @@ impl Init {
     }
 
     /// Whether it is still there, and still that process.
-    fn alive(&self) -> bool {
+    pub fn alive(&self) -> bool {
         crate::state::is_alive(self.pid, self.start)
     }
 }

@@ -12,6 +12,7 @@ pub mod sync;
 mod cgroup_mount;
 mod copyup;
 mod devices;
+mod events;
 mod exec;
 mod filter;
 mod foreground;
@@ -40,6 +41,7 @@ mod terminal;
 
 use std::path::PathBuf;
 
+pub use events::{Event, events, stats};
 pub use exec::{ExecProcess, ExecRequest, exec};
 pub use lifecycle::{delete, kill, start};
 pub use pause::{pause, processes, resume};

@@ -20,6 +20,7 @@ mod concurrency;
 mod denied;
 mod descriptors;
 mod devices;
+mod events;
 mod exec;
 mod exec_safety;
 mod exec_terminal;
