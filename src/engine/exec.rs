@@ -369,8 +369,7 @@ impl Execing<'_> {
                     channel.go().map_err(fail)?;
                 }
                 FromChild::Terminal => {
-                    let master = fds.into_iter().next().ok_or_else(|| fail(Errno::EBADMSG))?;
-                    self.relay = make::take_terminal(&mut self.terminal, master)?;
+                    self.relay = self.terminal.take(fds)?;
                     channel.go().map_err(fail)?;
                 }
                 FromChild::Failed(error) => return Err(error),

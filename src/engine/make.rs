@@ -16,7 +16,7 @@ use super::hooks::{self, HookState};
 use super::namespaces::{self, Joined};
 use super::relay::Relay;
 use super::sync::{self, End, FromChild};
-use super::terminal::{self, Destination, Receiver};
+use super::terminal::{Destination, Receiver};
 use super::{Request, lifecycle, maps};
 use crate::cgroup::{Cgroup, Placed};
 use crate::error::{Error, Kind, Result};
@@ -346,7 +346,7 @@ impl Making<'_> {
                     )?)?;
                 }
                 Some(FromChild::Terminal) => {
-                    self.hand_over_terminal(fds.unwrap_or_default())?;
+                    self.relay = self.terminal.take(fds.unwrap_or_default())?;
                     self.go()?;
                 }
                 Some(FromChild::HostHooks) => {
@@ -369,18 +369,6 @@ impl Making<'_> {
                 None => return self.silent(mode),
             }
         }
-    }
-
-    /// The child holds on until the terminal is where it belongs.
-    fn hand_over_terminal(&mut self, fds: Vec<OwnedFd>) -> Result<()> {
-        let Some(master) = fds.into_iter().next() else {
-            return Err(Error::new(
-                Kind::System,
-                "process.terminal: the container's first process sent no terminal",
-            ));
-        };
-        self.relay = take_terminal(&mut self.terminal, master)?;
-        Ok(())
     }
 
     fn go(&self) -> Result<()> {
@@ -474,16 +462,6 @@ impl Making<'_> {
             let state = hook_state(self.plan, "stopped", nobody);
             lifecycle::run_poststop(self.plan.hooks("poststop"), &state);
         }
-    }
-}
-
-/// Brings a terminal's master to where it belongs; the relay, where that is the caller's terminal.
-pub(super) fn take_terminal(to: &mut Destination, master: OwnedFd) -> Result<Option<Relay>> {
-    terminal::check_master(master.as_fd())?;
-    match std::mem::replace(to, Destination::Nowhere) {
-        Destination::Socket(receiver) => receiver.send_terminal(master.as_fd()).map(|()| None),
-        Destination::Caller(caller) => Relay::new(caller, master).map(Some),
-        Destination::Nowhere => Ok(None),
     }
 }
 

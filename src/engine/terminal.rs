@@ -299,4 +299,23 @@ impl Destination {
             (false, _, None) => Ok(Destination::Nowhere),
         }
     }
+
+    /// Brings the terminal that came with a message of the process there, once; the relay of one that
+    /// stays with the caller.
+    ///
+    /// # Errors
+    /// When nothing came, or what is no terminal; what [`Receiver::send`] and
+    /// [`super::relay::Relay::new`] say.
+    pub fn take(&mut self, fds: Vec<OwnedFd>) -> Result<Option<super::relay::Relay>> {
+        let master = fds.into_iter().next().ok_or_else(|| {
+            let sentence = "process.terminal: the process in the container sent no terminal";
+            Error::new(crate::error::Kind::System, sentence)
+        })?;
+        check_master(master.as_fd())?;
+        match std::mem::replace(self, Self::Nowhere) {
+            Self::Socket(receiver) => receiver.send_terminal(master.as_fd()).map(|()| None),
+            Self::Caller(caller) => super::relay::Relay::new(caller, master).map(Some),
+            Self::Nowhere => Ok(None),
+        }
+    }
 }
