@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Writes an image that every engine loads (docker-archive): a busybox with its applets, two users.
 
-usage: image.py FILE [NAME:TAG]...    names default to docker.io/library/box:latest
+usage: image.py [--run COMMAND] FILE [NAME:TAG]...
+  names default to docker.io/library/box:latest; COMMAND is the entry point, in words
 """
 import hashlib
 import io
@@ -41,13 +42,18 @@ def layer() -> bytes:
 
 
 def main() -> None:
-    path = sys.argv[1]
-    names = sys.argv[2:] or ["docker.io/library/box:latest"]
+    args = sys.argv[1:]
+    run = {"Cmd": ["/bin/sh"]}
+    if args[0] == "--run":
+        run = {"Entrypoint": args[1].split()}
+        args = args[2:]
+    path = args[0]
+    names = args[1:] or ["docker.io/library/box:latest"]
     content = layer()
     config = {
         "architecture": "amd64",
         "os": "linux",
-        "config": {"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"]},
+        "config": {**run, "Env": ["PATH=/bin"]},
         "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(content).hexdigest()]},
     }
     config = json.dumps(config).encode()
