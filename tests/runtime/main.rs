@@ -33,6 +33,7 @@ mod join;
 mod labels;
 mod lifecycle;
 mod mounts;
+mod mounts_cgroup;
 mod mounts_denied;
 mod mounts_flags;
 mod mounts_idmap;
