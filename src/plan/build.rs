@@ -337,7 +337,7 @@ fn begin(context: &Context<'_>, process: &SpecProcess) -> Vec<Step> {
     {
         steps.push(Action::TimeNamespace { offsets }.into());
     }
-    if context.has(libc::CLONE_NEWUSER) && context.has(libc::CLONE_NEWIPC) {
+    if context.in_user_namespace() && context.has(libc::CLONE_NEWIPC) {
         steps.push(Action::IpcNamespace.into());
     }
     if context.has(libc::CLONE_NEWNET) {

@@ -36,6 +36,11 @@ fn mounted(kind: &str, cgroup_namespace: bool, user_namespace: bool) -> (Vec<Mou
 
 #[test]
 fn with_and_without_namespaces() {
+    since_runc!(
+        1,
+        2,
+        "the options of the tmpfs that holds the hierarchies of v1"
+    );
     for (own, user) in [(true, false), (false, false), (true, true), (false, true)] {
         let (mounts, said) = mounted("cgroup", own, user);
         let case = format!("cgroup namespace: {own}, user namespace: {user}: {mounts:#?}");

@@ -112,7 +112,9 @@ fn the_maps_of_a_user_namespace_that_is_joined() {
     let mut owner = Bundle::sh("sleep 100");
     in_user_namespace(&mut owner);
     owner.run_detached().ok();
-    let mut bundle = Bundle::sh("cat /proc/self/uid_map; stat -c %u:%g /mnt/seven /own/seven");
+    let mut bundle = Bundle::sh(
+        "cat /proc/self/uid_map; stat -c %u:%g /mnt/seven /own/seven; readlink /proc/self/ns/ipc",
+    );
     let dir = secret(&bundle);
     let namespace = format!("/proc/{}/ns/user", owner.pid());
     bundle.push(
@@ -126,7 +128,9 @@ fn the_maps_of_a_user_namespace_that_is_joined() {
     mapped_mount(&mut bundle, "/own", &dir, &["bind"], maps);
     let out = bundle.run().ok();
     let words: Vec<&str> = out.stdout.split_whitespace().collect();
-    assert_eq!(words, ["0", "200000", "65536", "7:8", "37:58"]);
+    assert_eq!(words[..5], ["0", "200000", "65536", "7:8", "37:58"]);
+    let host = fs::read_link("/proc/self/ns/ipc").unwrap();
+    assert_ne!(host.to_str(), Some(words[5]), "a new IPC namespace is new");
 }
 
 #[test]

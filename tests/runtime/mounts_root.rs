@@ -39,7 +39,9 @@ fn rootfs_propagation_in_all_values() {
         for host in ["true", "mount --make-rshared /"] {
             let mut bundle = table();
             // runc makes everything unbindable before it binds these.
-            bundle.set("/linux/readonlyPaths", json!([]));
+            bundle
+                .set("/linux/readonlyPaths", json!([]))
+                .set("/linux/maskedPaths", json!([]));
             if let Some(value) = value {
                 bundle.set("/linux/rootfsPropagation", json!(value));
             }
