@@ -398,7 +398,7 @@ fn filled(path: &Path, mount: &Path, file: &str) -> Result<String> {
 }
 
 /// Writes one limit and reads it back.
-fn set(dir: BorrowedFd<'_>, path: &Path, write: &Write) -> Result<()> {
+pub(super) fn set(dir: BorrowedFd<'_>, path: &Path, write: &Write) -> Result<()> {
     let (mut file, mut value, mut check) = (&write.file, &write.value, &write.check);
     let mut opened = fs::open_in(dir, file, OFlag::O_RDWR);
     if opened.as_ref().is_err_and(|errno| *errno == Errno::ENOENT)

@@ -27,6 +27,7 @@ mod placed;
 mod plan;
 mod readback;
 mod stats;
+mod update;
 mod v1;
 mod v2;
 mod view;

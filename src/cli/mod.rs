@@ -22,6 +22,7 @@ mod signal;
 mod spec;
 mod start;
 mod state;
+mod update;
 mod usage;
 mod version;
 
@@ -57,6 +58,7 @@ const COMMANDS: &[Entry] = &[
     list::ENTRY,
     ps::ENTRY,
     events::ENTRY,
+    update::ENTRY,
     pause::PAUSE,
     pause::RESUME,
     spec::ENTRY,

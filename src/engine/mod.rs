@@ -38,6 +38,7 @@ mod root;
 mod schedule;
 mod sources;
 mod terminal;
+mod update;
 
 use std::path::PathBuf;
 
@@ -45,6 +46,7 @@ pub use events::{Event, events, stats};
 pub use exec::{ExecProcess, ExecRequest, exec};
 pub use lifecycle::{delete, kill, start};
 pub use pause::{pause, processes, resume};
+pub use update::update;
 
 use crate::error::{Error, Kind, Result};
 use crate::host::Host;

@@ -169,7 +169,7 @@ fn says_nothing(seccomp: &Value) -> bool {
 }
 
 /// Takes out null members, at every depth; tells whether there were any.
-fn drop_nulls(value: &mut Value) -> bool {
+pub fn drop_nulls(value: &mut Value) -> bool {
     let mut changed = false;
     match value {
         Value::Object(map) => {

@@ -100,6 +100,9 @@ pub struct Record {
     /// What the cgroup manager needs to find the container's cgroup again.
     #[serde(default)]
     pub cgroup: Option<serde_json::Value>,
+    /// `linux.resources` as updates have left it, as far as later ones depend on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<serde_json::Value>,
     /// It kept its caller's session keyring, and what is executed in it keeps its own caller's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_new_keyring: bool,
@@ -133,6 +136,7 @@ impl Record {
             poststart: Vec::new(),
             poststop: Vec::new(),
             cgroup: None,
+            resources: None,
             no_new_keyring: false,
             phase: Phase::Creating,
             degraded: Vec::new(),

@@ -52,4 +52,5 @@ mod seccomp;
 mod seccomp_notify;
 mod signals;
 mod terminal;
+mod update;
 mod userns;

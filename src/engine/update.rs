@@ -1,0 +1,90 @@
+//! update: new limits for a container that runs.
+
+use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
+
+use crate::error::{Error, Kind, Result};
+use crate::state::{Record, Status, Store};
+
+/// Puts `asked` in force; what it does not name stays as it is.
+///
+/// # Errors
+/// `container not running`; the limit that is refused: the old ones are in force then.
+pub fn update(store: &Store, id: &str, asked: LinuxResources) -> Result<()> {
+    let dir = store.open(id)?;
+    let mut record = store.peek(id)?;
+    if record.status(dir.path()) == Status::Stopped {
+        return Err(Error::new(Kind::State, "container not running"));
+    }
+    let placed = record.placed().ok_or_else(|| {
+        let sentence = format!("container {id:?} has no cgroup to limit");
+        Error::new(Kind::State, sentence)
+    })?;
+    let mut base = base(store, &record)?;
+    let merged = merge(&base, asked);
+    placed.update(merged.clone())?;
+    // What a later update may depend on.
+    if merged.memory().is_some() {
+        base.set_memory(*merged.memory());
+    }
+    if let Some(cpu) = merged.cpu()
+        && (cpu.quota().is_some() || cpu.period().is_some())
+    {
+        let mut kept = base.cpu().clone().unwrap_or_default();
+        kept.set_quota(cpu.quota());
+        kept.set_period(cpu.period());
+        base.set_cpu(Some(kept));
+    }
+    let value = serde_json::to_value(base)
+        .map_err(|error| Error::new(Kind::System, format!("record the limits: {error}")))?;
+    record.resources = Some(value);
+    dir.save(&record)
+}
+
+/// The limits that the container has: of its last update, else of its config.json.
+fn base(store: &Store, record: &Record) -> Result<LinuxResources> {
+    if let Some(value) = &record.resources {
+        return serde_json::from_value(value.clone()).map_err(|error| {
+            Error::new(Kind::State, format!("the record of the limits: {error}"))
+        });
+    }
+    let (spec, _) = crate::spec::parse::parse(&store.config(&record.id)?)?;
+    let linux = spec.linux().as_ref();
+    Ok(linux
+        .and_then(|linux| linux.resources().clone())
+        .unwrap_or_default())
+}
+
+/// What is asked for, with what it depends on from `base`: swap counts memory too, and on v2 quota and
+/// period are one file. As under runc, devices stay as they are.
+fn merge(base: &LinuxResources, mut asked: LinuxResources) -> LinuxResources {
+    asked.set_devices(None);
+    if let Some(memory) = asked.memory() {
+        let mut memory: LinuxMemory = *memory;
+        let old = base.memory().as_ref();
+        // "All memory" without a word on swap means all swap as well.
+        if memory.limit() == Some(-1) && memory.swap().is_none() {
+            memory.set_swap(Some(-1));
+        }
+        if memory.limit().is_none() {
+            memory.set_limit(old.and_then(LinuxMemory::limit));
+        }
+        if memory.swap().is_none() {
+            memory.set_swap(old.and_then(LinuxMemory::swap));
+        }
+        asked.set_memory(Some(memory));
+    }
+    if let Some(cpu) = asked.cpu() {
+        let mut cpu = cpu.clone();
+        let old = base.cpu().as_ref();
+        if cpu.quota().is_some() || cpu.period().is_some() {
+            if cpu.quota().is_none() {
+                cpu.set_quota(old.and_then(LinuxCpu::quota));
+            }
+            if cpu.period().is_none() {
+                cpu.set_period(old.and_then(LinuxCpu::period));
+            }
+        }
+        asked.set_cpu(Some(cpu));
+    }
+    asked
+}
