@@ -21,15 +21,15 @@ const LOAD: &str = "load the eBPF program for linux.resources.devices of cgroup"
 const ATTACH: &str = "attach the eBPF program for linux.resources.devices to cgroup";
 
 /// What runc says where a cgroup needs a permission that a rootless caller does not have.
-const ROOTLESS: &str =
+pub(super) const ROOTLESS: &str =
     "rootless needs no limits + no cgrouppath when no permission is granted for cgroups";
 
 /// A container's cgroup that was made, open.
 #[derive(Debug)]
 pub struct Cgroup {
     pub(super) dirs: Vec<OpenDir>,
-    placed: Placed,
-    clone_into: bool,
+    pub(super) placed: Placed,
+    pub(super) clone_into: bool,
 }
 
 #[derive(Debug)]
@@ -63,6 +63,7 @@ impl Cgroup {
             placed: Placed {
                 mode: plan.mode,
                 dirs: Vec::with_capacity(plan.dirs.len()),
+                unit: None,
             },
             clone_into: plan.clone_into,
         };
@@ -97,6 +98,7 @@ impl Cgroup {
             let half = Placed {
                 mode: self.placed.mode,
                 dirs: vec![dir],
+                unit: None,
             };
             // What could not be made is usually not there.
             let _ = half.remove();
@@ -116,7 +118,7 @@ impl Cgroup {
         true
     }
 
-    fn make(&mut self, dir: &PlannedDir) -> Result<()> {
+    pub(super) fn make(&mut self, dir: &PlannedDir) -> Result<()> {
         let mut made = Vec::new();
         let prepared = match (dir.version, dir.path.parent()) {
             (Version::V2, Some(parent)) if !dir.controllers.is_empty() && dir.path != dir.mount => {
@@ -143,12 +145,12 @@ impl Cgroup {
             version: dir.version,
             freezer: dir.version == Version::V2 || dir.controllers.iter().any(|c| c == "freezer"),
             path: dir.path.clone(),
-            made: fresh,
+            made: fresh || self.placed.unit.is_some(),
             parents: made,
             others: false,
         });
         prepared?;
-        if !fresh {
+        if !fresh && self.placed.unit.is_none() {
             reusable(self.placed.dirs.last_mut())?;
         }
         let fd = fs::open_dir(&dir.path)
@@ -194,12 +196,13 @@ impl Cgroup {
     /// The hierarchy and the errno, with what it means.
     pub fn join(&self, pid: i32) -> Result<()> {
         for dir in &self.dirs {
-            self.join_one(dir, pid)?;
+            self.join_one(dir, pid)
+                .or_else(|error| self.attach(dir, pid, error))?;
         }
         Ok(())
     }
 
-    fn join_one(&self, dir: &OpenDir, pid: i32) -> Result<()> {
+    pub(super) fn join_one(&self, dir: &OpenDir, pid: i32) -> Result<()> {
         let pid = pid.to_string();
         let mut result = Ok(());
         for _ in 0..5 {
@@ -293,7 +296,7 @@ impl Entry {
 }
 
 /// Refuses a cgroup that was there if somebody uses it: limits and signals would hit them.
-fn reusable(dir: Option<&mut PlacedDir>) -> Result<()> {
+pub(super) fn reusable(dir: Option<&mut PlacedDir>) -> Result<()> {
     let Some(dir) = dir else { return Ok(()) };
     let found = dir.pids()?.len();
     if found > 0 {

@@ -223,6 +223,30 @@ impl Devices {
         Ok((writes, lines))
     }
 
+    /// The rules as systemd's DeviceAllow has them, (device, access), where it can say the same: all
+    /// is denied but a list.
+    pub(super) fn allow_list(&self) -> Option<Vec<(String, String)>> {
+        let (allow, exceptions) = self.fold().ok()?;
+        if allow {
+            return None;
+        }
+        let entry = |((kind, major, minor), bits): (&Name, &u8)| {
+            let kind = if *kind == DeviceKind::Block {
+                "block"
+            } else {
+                "char"
+            };
+            let device = match (major, minor) {
+                (None, None) => format!("{kind}-*"),
+                (Some(major), None) => format!("{kind}-{major}"),
+                (Some(major), Some(minor)) => format!("/dev/{kind}/{major}:{minor}"),
+                (None, Some(_)) => return None,
+            };
+            Some((device, String::from(Access(*bits))))
+        };
+        exceptions.iter().map(entry).collect()
+    }
+
     /// The rules as a base (allow or deny all) and exceptions from it.
     fn fold(&self) -> Result<(bool, BTreeMap<Name, u8>)> {
         let total = |kind| {

@@ -1,4 +1,5 @@
-//! The cgroup manager: v1, hybrid and v2, by plain files.
+//! The cgroup manager: v1, hybrid and v2, by plain files; with systemd as the maker of the cgroup where
+//! that is asked for ([`Scope`]).
 //!
 //! ```text
 //! detect   what is mounted, and where this process is in it    -> Hierarchies   (facts)
@@ -26,7 +27,9 @@ mod oom;
 mod placed;
 mod plan;
 mod readback;
+mod scope;
 mod stats;
+mod systemd;
 mod update;
 mod v1;
 mod v2;
@@ -41,7 +44,8 @@ pub use devices::{Access, DeviceKind, DeviceRule, Devices};
 pub use hierarchies::{Hierarchies, Mode, V1Hierarchy, V2Hierarchy, detect};
 pub use oom::OomWatch;
 pub use placed::{Placed, PlacedDir};
-pub use plan::{CgroupPlan, Ignored, PlannedDir, Version, Write, plan};
+pub use plan::{CgroupPlan, Ignored, PlannedDir, Version, Write, plan, plan_scope};
 pub use readback::Check;
 pub use stats::Stats;
+pub use systemd::{Scope, Systemd, Unit, Value};
 pub use view::{MountView, ViewEntry, mount_view};

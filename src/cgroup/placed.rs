@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::fs;
 use super::hierarchies::Mode;
 use super::plan::{CgroupPlan, Version};
+use super::systemd::{Scope, Unit};
 use crate::error::{Error, Kind, Result};
+use crate::log;
 use crate::sys::process;
 
 /// How long to wait for processes that were killed to be gone.
@@ -30,6 +32,9 @@ pub struct Placed {
     /// One directory for each hierarchy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dirs: Vec<PlacedDir>,
+    /// systemd's unit that it is, where systemd made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<Unit>,
 }
 
 /// The container's directory in one hierarchy.
@@ -108,7 +113,8 @@ impl Placed {
         let dirs = plan.dirs.iter().map(|dir| {
             let made = dir.path != dir.mount && missing(&dir.path);
             let mut parents: Vec<PathBuf> = Vec::new();
-            if made {
+            // Slices are systemd's own.
+            if made && plan.scope.is_none() {
                 let above = dir.path.ancestors().skip(1);
                 let above = above.take_while(|level| *level != dir.mount && missing(level));
                 parents.extend(above.map(Path::to_path_buf));
@@ -131,6 +137,7 @@ impl Placed {
         Self {
             mode: plan.mode,
             dirs: dirs.collect(),
+            unit: plan.scope.as_ref().map(Scope::unit),
         }
     }
 
@@ -252,6 +259,13 @@ impl Placed {
 
     pub(super) fn remove_within(&self, limit: Duration) -> Result<()> {
         let mut failed = None;
+        if let Some(unit) = &self.unit
+            && !self.dirs.iter().any(|dir| dir.others)
+            && let Err(error) = unit.stop()
+        {
+            // The directories are what counts.
+            log::warning(&format!("stop unit {}: {error}", unit.name));
+        }
         for dir in self.dirs.iter().filter(|dir| dir.made && !dir.others) {
             let gone = fs::wait_until(limit, || remove_tree(&dir.path));
             let path = dir.path.display().to_string();

@@ -1,5 +1,6 @@
 //! Pure: from `linux.cgroupsPath` and `linux.resources` to directories, writes and device rules.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Linux;
@@ -9,6 +10,7 @@ use super::devices::Devices;
 use super::hierarchies::{Hierarchies, Mode};
 use super::limits;
 use super::readback::Check;
+use super::systemd::{self, Scope, Systemd};
 use crate::error::{Error, Result};
 use crate::spec::names;
 
@@ -23,7 +25,7 @@ pub enum Version {
 }
 
 /// What will be made for one container.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CgroupPlan {
     /// How cgroups are mounted.
@@ -33,6 +35,9 @@ pub struct CgroupPlan {
     pub dirs: Vec<PlannedDir>,
     /// The child can be cloned into its cgroup: everything it needs is on v2.
     pub clone_into: bool,
+    /// systemd makes it, as a unit with the child in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Scope>,
     /// Made without privileges over cgroups: see [`CgroupPlan::adapt`].
     #[serde(default, skip_serializing_if = "is_false")]
     pub rootless: bool,
@@ -141,6 +146,11 @@ impl Write {
 }
 
 impl PlannedDir {
+    /// It can freeze its processes: v2, or v1's freezer.
+    pub(super) fn freezes(&self) -> bool {
+        self.version == Version::V2 || self.controllers.iter().any(|name| name == "freezer")
+    }
+
     /// The cgroup as a path below the mount point.
     pub fn inside(&self) -> &Path {
         self.path.strip_prefix(&self.mount).unwrap_or(Path::new(""))
@@ -154,10 +164,17 @@ impl CgroupPlan {
     /// had: the kernel takes none from anybody else, who cannot make device nodes either.
     pub fn adapt(&mut self, rootless: bool, explicit: bool, root: bool) {
         self.rootless = rootless;
-        self.lenient = rootless && !explicit;
-        if root {
-            return;
+        // A unit is asked for, so it is made.
+        self.lenient = rootless && !explicit && self.scope.is_none();
+        if !root {
+            self.without_devices();
         }
+        if let Some(scope) = &mut self.scope {
+            scope.limit(&self.dirs);
+        }
+    }
+
+    fn without_devices(&mut self) {
         let had = self.dirs.iter_mut().filter_map(|dir| dir.devices.take());
         if had.count() > 0 {
             self.ignored.push(Ignored {
@@ -202,38 +219,62 @@ pub fn plan(linux: Option<&Linux>, id: &str, host: &Hierarchies) -> Result<Cgrou
     };
     let inner = names::clean(asked);
     let absolute = asked.starts_with('/');
-    let mut dirs = Vec::with_capacity(host.v1.len() + 1);
-    for v1 in &host.v1 {
-        let base = if absolute { "" } else { v1.own.as_str() };
-        dirs.push(PlannedDir {
-            version: Version::V1,
-            controllers: v1.controllers.clone(),
-            path: join(&v1.mount, base, &inner),
-            mount: v1.mount.clone(),
-            writes: Vec::new(),
-            devices: None,
-        });
-    }
-    if let Some(v2) = &host.v2 {
-        let base = match (absolute, host.mode) {
-            (true, _) => "",
-            (false, Mode::V2) => v2.own.rsplit_once('/').map_or("", |(parent, _)| parent),
-            // No controllers are handed on here, so the place is as on v1.
-            (false, _) => v2.own.as_str(),
+    let place = |version, mount: &Path, own: &str| {
+        let base = match (absolute, version, host.mode) {
+            (true, ..) => "",
+            (false, Version::V2, Mode::V2) => own.rsplit_once('/').map_or("", |(parent, _)| parent),
+            // On a hybrid host v2 hands on no controllers, so the place is as on v1.
+            (false, ..) => own,
         };
-        dirs.push(PlannedDir {
-            version: Version::V2,
-            controllers: Vec::new(),
-            path: join(&v2.mount, base, &inner),
-            mount: v2.mount.clone(),
-            writes: Vec::new(),
-            devices: None,
-        });
-    }
+        join(mount, base, &inner)
+    };
+    finish(linux, host, place)
+}
+
+/// Plans the cgroup of container `id` as a unit of systemd: `cgroupsPath` is `slice:prefix:name`, and
+/// the place is the same in every hierarchy.
+///
+/// # Errors
+/// As [`plan`]; an annotation that is no property of a unit.
+pub fn plan_scope(
+    linux: Option<&Linux>,
+    annotations: Option<&HashMap<String, String>>,
+    id: &str,
+    host: &Hierarchies,
+    systemd: &Systemd,
+) -> Result<CgroupPlan> {
+    let (scope, inside) = systemd::scope(linux, annotations, id, host.mode, systemd)?;
+    let mut plan = finish(linux, host, |_, mount, _| mount.join(&inside))?;
+    // The unit is made for a process that is there.
+    plan.clone_into = false;
+    plan.scope = Some(scope);
+    Ok(plan)
+}
+
+/// The plan with one directory in each hierarchy, where `place` says: from its version, its mount point
+/// and this process's own cgroup.
+fn finish(
+    linux: Option<&Linux>,
+    host: &Hierarchies,
+    place: impl Fn(Version, &Path, &str) -> PathBuf,
+) -> Result<CgroupPlan> {
+    let dir = |version, controllers, mount: &Path, own: &str| PlannedDir {
+        version,
+        controllers,
+        path: place(version, mount, own),
+        mount: mount.to_path_buf(),
+        writes: Vec::new(),
+        devices: None,
+    };
+    let v1 = host.v1.iter();
+    let v1 = v1.map(|v1| dir(Version::V1, v1.controllers.clone(), &v1.mount, &v1.own));
+    let v2 = host.v2.iter();
+    let v2 = v2.map(|v2| dir(Version::V2, Vec::new(), &v2.mount, &v2.own));
     let mut plan = CgroupPlan {
         mode: host.mode,
-        dirs,
+        dirs: v1.chain(v2).collect(),
         clone_into: host.mode == Mode::V2,
+        scope: None,
         rootless: false,
         lenient: false,
         ignored: Vec::new(),

@@ -78,7 +78,7 @@ impl Check {
 }
 
 /// A byte count as the kernel's memparse reads it, with its suffixes; no limit is `u64::MAX`.
-fn bytes(text: &str) -> Option<u64> {
+pub(super) fn bytes(text: &str) -> Option<u64> {
     let text = text.trim();
     if text == "max" || text == "-1" {
         return Some(u64::MAX);
@@ -99,7 +99,7 @@ fn bytes(text: &str) -> Option<u64> {
 }
 
 /// The numbers of a list like `0-3,7`.
-fn set(text: &str) -> Option<BTreeSet<u32>> {
+pub(super) fn set(text: &str) -> Option<BTreeSet<u32>> {
     let mut numbers = BTreeSet::new();
     for part in text
         .trim()

@@ -33,7 +33,11 @@ impl Placed {
         linux.set_resources(Some(resources));
         let host = hierarchies::detect(Some(&linux))?;
         // Paths are those of the record; only the limits of this plan are of use.
-        let planned = plan(Some(&linux), "update", &host)?;
+        let mut planned = plan(Some(&linux), "update", &host)?;
+        for dir in &mut planned.dirs {
+            // Device rules stay as they are.
+            dir.devices = None;
+        }
         self.check_usage(&linux)?;
         let mut pending: Vec<(&PlacedDir, &Write)> = Vec::new();
         for dir in &planned.dirs {
@@ -54,7 +58,15 @@ impl Placed {
             pending.extend(dir.writes.iter().map(|write| (own, write)));
         }
         let mut done: Vec<Before<'_>> = Vec::new();
-        match write_all(pending, &mut done) {
+        let written = write_all(pending.clone(), &mut done).and_then(|()| match &self.unit {
+            Some(unit) => {
+                unit.set(&planned.dirs)?;
+                // systemd has written its own idea of them now, in percent of a CPU for one.
+                write_all(pending, &mut Vec::new())
+            }
+            None => Ok(()),
+        });
+        match written {
             Ok(()) => Ok(()),
             Err(error) => {
                 for before in done.iter().rev() {

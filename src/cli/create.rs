@@ -79,6 +79,7 @@ pub fn request(global: &Global, matches: &ArgMatches) -> Result<Request> {
         console_socket: matches.get_one::<PathBuf>("console-socket").cloned(),
         pidfd_socket: matches.get_one::<PathBuf>("pidfd-socket").cloned(),
         rootless: global.rootless,
+        systemd_cgroup: global.systemd_cgroup,
     })
 }
 

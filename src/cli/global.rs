@@ -16,6 +16,8 @@ pub struct Global {
     pub store: Store,
     /// `--rootless`: whether cgroups may be missing for want of permission; nothing: as the host is.
     pub rootless: Option<bool>,
+    /// systemd makes containers' cgroups.
+    pub systemd_cgroup: bool,
 }
 
 /// What is needed before the command line is parsed: where errors go, also those of the command
@@ -110,11 +112,11 @@ pub fn arguments() -> [Arg; 7] {
             .long("rootless")
             .value_name("WHEN")
             .help("Do without cgroups that may not be made: true, false or auto [default: auto]"),
-        // Engines pass these two; none has an effect yet.
         Arg::new("systemd-cgroup")
             .long("systemd-cgroup")
             .action(ArgAction::SetTrue)
-            .hide(true),
+            .help("Let systemd make the cgroup; linux.cgroupsPath is slice:prefix:name then"),
+        // Engines pass it; it has no effect.
         Arg::new("criu").long("criu").hide(true),
     ]
 }
@@ -125,11 +127,6 @@ impl Global {
     /// # Errors
     /// For what is not supported yet; where the current directory has gone.
     pub fn read(matches: &ArgMatches) -> Result<Self> {
-        if matches.get_flag("systemd-cgroup") {
-            let sentence = "--systemd-cgroup is not supported yet: isorun manages cgroups itself";
-            return Err(Error::new(Kind::Usage, sentence)
-                .remedy("set the engine's cgroup manager to cgroupfs"));
-        }
         let root = match matches.get_one::<PathBuf>("root") {
             Some(root) => std::path::absolute(root)
                 .map_err(|error| Error::io("resolve", root.display().to_string(), &error))?,
@@ -137,6 +134,7 @@ impl Global {
         };
         Ok(Self {
             store: Store::new(root),
+            systemd_cgroup: matches.get_flag("systemd-cgroup"),
             rootless: rootless(matches.get_one::<String>("rootless").map(String::as_str))?,
         })
     }

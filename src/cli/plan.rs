@@ -32,13 +32,15 @@ pub const ENTRY: Entry = Entry {
     run,
 };
 
-fn run(_: &Global, matches: &ArgMatches) -> Result<Exit> {
+fn run(global: &Global, matches: &ArgMatches) -> Result<Exit> {
     let bundle = matches
         .get_one::<PathBuf>("bundle")
         .cloned()
         .unwrap_or_default();
     let asked = Asked {
         id: id_for(&bundle),
+        rootless: global.rootless,
+        systemd_cgroup: global.systemd_cgroup,
         ..Asked::default()
     };
     let (loaded, plan) = engine::plan(&bundle, &asked)?;

@@ -181,6 +181,7 @@ fn plan(request: &ExecRequest, record: &Record) -> Result<Joined> {
         listen_fds: 0,
         no_pivot: false,
         rootless: None,
+        systemd_cgroup: false,
     };
     crate::plan::exec(&spec, &process, &asked, Privilege::detect())
 }

@@ -74,6 +74,7 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
         listen_fds: request.listen_fds,
         no_pivot: request.no_pivot,
         rootless: request.rootless,
+        systemd_cgroup: request.systemd_cgroup,
     };
     check_preserved(request.listen_fds, request.preserve_fds)?;
     // Nothing that the caller left open reaches a hook or the container, but what is asked for.
@@ -186,7 +187,11 @@ impl Making<'_> {
         dir.keep_origin()?;
         // Opened before anything is made: most wrong paths end here.
         let joins = namespaces::open(plan)?;
-        let mut cgroup = Cgroup::create(&plan.cgroup)?;
+        let mut cgroup = match plan.cgroup.scope {
+            // systemd makes it once the child is there.
+            Some(_) => Cgroup::pending(&plan.cgroup)?,
+            None => Cgroup::create(&plan.cgroup)?,
+        };
         self.cgroup = Some(cgroup.placed().clone());
 
         let (parent, inherited) = inherit(plan, dir, &mode, &cgroup)?;
@@ -235,7 +240,11 @@ impl Making<'_> {
             true => apart = joins,
             false => inherited.joins = joins,
         }
-        let mut born = clone3(flags, cgroup.v2_fd());
+        let mut born = match self.plan.cgroup.scope {
+            // It is not there yet: the parent sees to that while the child waits.
+            Some(_) => Err(Errno::ENOSYS),
+            None => clone3(flags, cgroup.v2_fd()),
+        };
         let into = cgroup.v2_fd().is_some();
         let mut moved = false;
         let retry = |errno: Errno| errno == Errno::ENOSYS || into && refuses_cgroup(errno);
@@ -294,6 +303,12 @@ impl Making<'_> {
     /// Moves a process that could not be born in the cgroup. A rootless one may stay outside where
     /// nothing depends on it.
     fn enter_cgroup(&mut self, cgroup: &mut Cgroup, pid: Pid) -> Result<()> {
+        if self.plan.cgroup.scope.is_some() {
+            let started = cgroup.start_scope(&self.plan.cgroup, pid.as_raw());
+            // From when there is a unit, a failure has to end it.
+            self.cgroup = Some(cgroup.placed().clone());
+            return started;
+        }
         match cgroup.join(pid.as_raw()) {
             Err(error)
                 if matches!(error.errno(), Some(Errno::EACCES | Errno::EPERM))

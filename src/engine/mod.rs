@@ -85,6 +85,8 @@ pub struct Request {
     pub no_pivot: bool,
     /// `--rootless`: whether cgroups may be missing for want of permission; by default as the host is.
     pub rootless: Option<bool>,
+    /// `--systemd-cgroup`: systemd makes the cgroup.
+    pub systemd_cgroup: bool,
 }
 
 /// Loads a bundle and plans it, without doing anything: what `isorun plan` shows.
@@ -93,7 +95,10 @@ pub struct Request {
 /// Those of [`crate::spec::load`] and [`crate::plan::build`].
 pub fn plan(bundle: &std::path::Path, asked: &Asked) -> Result<(Loaded, Plan)> {
     let loaded = crate::spec::load(bundle)?;
-    let host = Host::detect(loaded.spec.linux().as_ref())?.with_lsm(&loaded.spec);
+    let mut host = Host::detect(loaded.spec.linux().as_ref())?.with_lsm(&loaded.spec);
+    if asked.systemd_cgroup {
+        host = host.with_systemd(asked.rootless)?;
+    }
     let plan = crate::plan::build(&loaded, &host, asked)?;
     Ok((loaded, plan))
 }

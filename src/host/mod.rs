@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 pub use lsm::Lsm;
 
-use crate::cgroup::{self, Hierarchies};
+use crate::cgroup::{self, Hierarchies, Systemd};
 use crate::error::Result;
 
 /// What is known about the host. Plain data: golden tests read captured ones from files.
@@ -25,6 +25,9 @@ pub struct Host {
     pub setgroups_denied: bool,
     /// The cgroup hierarchies.
     pub cgroups: Hierarchies,
+    /// systemd, where it is to manage cgroups.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub systemd: Option<Systemd>,
     /// Security modules, where config.json asks for a label.
     #[serde(default, skip_serializing_if = "Lsm::is_none")]
     pub lsm: Lsm,
@@ -42,8 +45,20 @@ impl Host {
             user_namespace: privilege.user_namespace,
             setgroups_denied: privilege.setgroups_denied,
             cgroups: cgroup::detect(linux)?,
+            systemd: None,
             lsm: Lsm::default(),
         })
+    }
+
+    /// The same with the systemd that is to manage cgroups: the system's, or without privileges the
+    /// user's.
+    ///
+    /// # Errors
+    /// It cannot be reached.
+    pub fn with_systemd(mut self, rootless: Option<bool>) -> Result<Self> {
+        let user = rootless.unwrap_or(!self.is_real_root());
+        self.systemd = Some(Systemd::detect(user)?);
+        Ok(self)
     }
 
     /// The same with the facts about security modules that `spec` asks for.

@@ -74,7 +74,13 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
     labels::check(linux, process, &host.lsm)?;
     check_privilege(linux, host)?;
     let rootless = asked.rootless.unwrap_or(!host.is_real_root());
-    let mut cgroup = cgroup::plan(Some(linux), &asked.id, &host.cgroups)?;
+    let mut cgroup = match host.systemd.as_ref().filter(|_| asked.systemd_cgroup) {
+        Some(systemd) => {
+            let annotations = spec.annotations().as_ref();
+            cgroup::plan_scope(Some(linux), annotations, &asked.id, &host.cgroups, systemd)?
+        }
+        None => cgroup::plan(Some(linux), &asked.id, &host.cgroups)?,
+    };
     let explicit = linux
         .cgroups_path()
         .as_ref()

@@ -121,6 +121,7 @@ pub fn exec(
             mode: Mode::None,
             dirs: Vec::new(),
             clone_into: false,
+            scope: None,
             rootless: false,
             lenient: false,
             ignored: Vec::new(),

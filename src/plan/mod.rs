@@ -47,6 +47,8 @@ pub struct Asked {
     pub no_pivot: bool,
     /// `--rootless`: whether cgroups may be missing for want of permission; by default as the host is.
     pub rootless: Option<bool>,
+    /// `--systemd-cgroup`: systemd makes the cgroup.
+    pub systemd_cgroup: bool,
 }
 
 /// A container, planned.

@@ -19,6 +19,12 @@ fn write_plan(out: &mut String, plan: &Plan) -> std::fmt::Result {
     writeln!(out, "rootfs     {}", plan.rootfs.display())?;
     writeln!(out, "program    {}", plan.process.args.join(" "))?;
     writeln!(out, "\nparent")?;
+    if let Some(scope) = &plan.cgroup.scope {
+        writeln!(out, "  systemd    {} in {}", scope.unit, scope.slice)?;
+        for (name, value) in &scope.properties {
+            writeln!(out, "  property   {name} = {value}")?;
+        }
+    }
     for dir in &plan.cgroup.dirs {
         writeln!(out, "  cgroup     {}", dir.path.display())?;
         for write in &dir.writes {

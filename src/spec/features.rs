@@ -49,8 +49,8 @@ pub fn features(seccomp: Option<SeccompLists<'_>>) -> Value {
             "cgroup": {
                 "v1": true,
                 "v2": true,
-                "systemd": false,
-                "systemdUser": false,
+                "systemd": true,
+                "systemdUser": true,
                 "rdma": true,
             },
             "seccomp": seccomp,

@@ -51,6 +51,7 @@ mod scheduling;
 mod seccomp;
 mod seccomp_notify;
 mod signals;
+mod systemd;
 mod terminal;
 mod update;
 mod userns;

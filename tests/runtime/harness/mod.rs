@@ -8,6 +8,7 @@ mod mountinfo;
 mod probe;
 mod pty;
 mod run;
+pub mod systemd;
 
 pub use bundle::{Bundle, busybox_tree};
 pub use hostmounts::{chown_tree, run_after, run_flags_after};
