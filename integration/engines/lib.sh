@@ -62,7 +62,7 @@ check() {
 	else
 		failed=$((failed + 1))
 		echo "FAILED: $name: expected '$expected', seen '$got'"
-		tail -n 3 "$work/stderr" | cut -c1-700 | sed 's/^/    /'
+		{ head -n 2; tail -n 2; } <"$work/stderr" | cut -c1-700 | sed 's/^/    /'
 	fi
 	if [ "${COMPARE:-}" = 1 ]; then
 		R=$reference
