@@ -354,8 +354,10 @@ fn detached_with_a_pid_file() {
     let flags = ["--detach", "--pid-file", path.to_str().unwrap()];
     exec_with(&bundle, &flags, &["sleep", "777"]).ok();
     let pid: i32 = fs::read_to_string(&path).unwrap().parse().unwrap();
-    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap();
-    assert_eq!(command, b"sleep\x00777\0");
+    // runc returns a moment before its process has become the program.
+    wait_for("the program to be executed", || {
+        fs::read(format!("/proc/{pid}/cmdline")).unwrap() == b"sleep\x00777\0"
+    });
     assert_eq!(
         fs::read_link(format!("/proc/{pid}/ns/pid")).unwrap(),
         fs::read_link(format!("/proc/{}/ns/pid", bundle.pid())).unwrap()

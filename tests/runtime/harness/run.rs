@@ -91,9 +91,20 @@ impl Running {
         };
         let (out, err) = to.unwrap_or_else(files);
         command.stdout(out).stderr(err);
-        let child = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        let started = Instant::now();
+        let child = loop {
+            match command.spawn() {
+                Ok(child) => break child,
+                // A program that this test has just written: another thread's child, between fork and
+                // exec, still has the descriptor that it was written through.
+                Err(error)
+                    if error.raw_os_error() == Some(libc::ETXTBSY) && started.elapsed() < LIMIT =>
+                {
+                    sleep(Duration::from_millis(5));
+                }
+                Err(error) => panic!("{name}: {error}"),
+            }
+        };
         Self {
             child,
             name,
