@@ -75,6 +75,7 @@ pub fn containerd(base: &Base, request: &Request) -> Result<Changes> {
             before: target.text,
             after: Some(after),
             directories: Vec::new(),
+            like: None,
         });
     }
     Ok(changes)
@@ -214,6 +215,7 @@ fn take_back(file: Candidate) -> Option<Change> {
         } else {
             Vec::new()
         },
+        like: None,
     })
 }
 

@@ -57,6 +57,7 @@ fn whole(base: &Base, request: &Request, path: &str, body: &str) -> Result<Chang
         before,
         after: None,
         directories: Vec::new(),
+        like: None,
     };
     if request.uninstall {
         change.directories = made(change.before.as_deref().unwrap_or_default(), path);

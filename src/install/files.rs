@@ -98,17 +98,20 @@ impl Base {
         Ok(missing)
     }
 
-    /// Puts a text in the place of a file, with its owner and mode; a new one is 0644. Readers see
-    /// the old one or the new one.
+    /// Puts a text in the place of a file, with its owner and mode; a new one has those of `like`, a file
+    /// beside it, or is 0644. Readers see the old one or the new one.
     ///
     /// # Errors
     /// The system's refusal; the old file is still there then.
-    pub fn replace(&self, path: &Path, text: &str) -> Result<()> {
+    pub fn replace(&self, path: &Path, text: &str, like: Option<&Path>) -> Result<()> {
         let parent = self
             .parent(path, true)?
             .ok_or_else(|| self.failed("open", path, Errno::ENOENT))?;
         let name = name_of(path);
-        let old = self.stat(&parent, path)?;
+        let old = match (self.stat(&parent, path)?, like) {
+            (None, Some(like)) => self.stat(&parent, like)?,
+            (old, _) => old,
+        };
         let new = format!(".isorun-install.{}", std::process::id());
         let flags =
             OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

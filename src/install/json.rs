@@ -102,6 +102,7 @@ pub fn docker(base: &Base, request: &Request) -> Result<Changes> {
             before: None,
             after: Some(now.clone().unwrap_or_default()),
             directories: Vec::new(),
+            like: Some(path.to_path_buf()),
         });
     }
     if now.as_deref() == Some(&after) {
@@ -112,6 +113,7 @@ pub fn docker(base: &Base, request: &Request) -> Result<Changes> {
         before: now,
         after: Some(after),
         directories: Vec::new(),
+        like: None,
     });
     Ok(changes)
 }
@@ -180,6 +182,7 @@ fn take_back(
             before: now,
             after,
             directories: Vec::new(),
+            like: None,
         });
     }
     changes.changes.push(Change {
@@ -187,6 +190,7 @@ fn take_back(
         before: Some(old),
         after: None,
         directories: vec!["docker".into()],
+        like: None,
     });
     Ok(changes)
 }

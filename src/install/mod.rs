@@ -88,6 +88,9 @@ pub struct Change {
     pub after: Option<String>,
     /// Directories, below the base, that go with the file if they are empty then.
     pub directories: Vec<PathBuf>,
+    /// The file, below the base, whose owner and mode a new one gets: what holds a copy of its text is
+    /// for nobody's eyes that it is not for.
+    pub like: Option<PathBuf>,
 }
 
 /// What is to be done, and what the user ought to know.
@@ -122,7 +125,7 @@ pub fn apply(request: &Request, changes: &[Change]) -> Result<()> {
     let base = Base::open(&request.etc)?;
     for change in changes {
         match &change.after {
-            Some(text) => base.replace(&change.path, text)?,
+            Some(text) => base.replace(&change.path, text, change.like.as_deref())?,
             None => base.remove(&change.path)?,
         }
         for directory in &change.directories {
