@@ -6,6 +6,7 @@
 //! others.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
@@ -30,6 +31,13 @@ const CHUNK: usize = 4096;
 /// How long the terminal may be silent, when the program has ended and others still hold the terminal,
 /// before its output counts as complete; milliseconds.
 const SILENCE: u16 = 100;
+
+/// How much is still read when the program has ended, bytes: more than a terminal holds, so all that
+/// the program wrote itself is among it.
+const LEFT: usize = 128 * 1024;
+
+/// How long those who still write are waited for in all.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The terminal of whoever called isorun.
 pub struct Caller {
@@ -378,19 +386,30 @@ impl Relay {
     }
 
     /// What the program still wrote before its end. Others that share its pid namespace may keep the
-    /// terminal open for ever: a moment of silence ends it too.
+    /// terminal open for ever: a moment of silence ends it too, and so does a flood.
     fn finish(&mut self) -> nix::Result<()> {
         self.slave = None;
         self.to_container = Pending::default();
-        loop {
-            // What was read is written, however slow the caller is.
-            let time = match self.to_caller.is_empty() {
-                true => PollTimeout::from(SILENCE),
-                false => PollTimeout::NONE,
-            };
-            if !self.move_once(None, time)? || self.deserted {
-                return Ok(());
+        let (mut waited, mut read) = (Duration::ZERO, 0);
+        while self.stdout_open {
+            if !self.to_caller.is_empty() {
+                // What was read is written, however slow the caller is.
+                self.move_once(None, PollTimeout::NONE)?;
+                continue;
+            }
+            let begin = Instant::now();
+            if !self.move_once(None, PollTimeout::from(SILENCE))? || self.deserted {
+                break;
+            }
+            waited += begin.elapsed();
+            read += self.to_caller.bytes.len();
+            if waited > PATIENCE || read > LEFT {
+                while self.stdout_open && !self.to_caller.is_empty() {
+                    self.move_once(None, PollTimeout::NONE)?;
+                }
+                break;
             }
         }
+        Ok(())
     }
 }

@@ -115,3 +115,25 @@ fn flags_that_do_not_go_together() {
     let out = bundle.call(&["ps", "-f", "json", &bundle.id]).ok();
     wait_for("one process", || out.text().split(',').count() == 1);
 }
+
+/// A program that ends and leaves somebody behind who writes to the terminal without end: the command
+/// ends with the program all the same.
+#[test]
+fn who_is_left_behind_does_not_hold_the_command_up() {
+    let bundle = idle();
+    if let Err(why) = bundle.add_probe() {
+        skip!("{why}");
+    }
+    let (person, slave) = terminal();
+    let args = ["exec", "-t", &bundle.id, "/probe", "flood"];
+    let mut running = bundle.spawn_on_terminal_with(&slave, "", &args);
+    let mut buffer = [0; 65536];
+    wait_for("the end of the command", || {
+        // Somebody reads all of it.
+        while nix::unistd::read(&person.master, &mut buffer).is_ok_and(|n| n > 0) && running.alive()
+        {
+        }
+        !running.alive()
+    });
+    running.finish().code(3);
+}

@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -235,6 +236,18 @@ static int spy(char **argv)
     return 0;
 }
 
+// flood: gives the terminal up, ends with 3, and leaves a child that writes to stdout for ever.
+static int flood(void)
+{
+    signal(SIGHUP, SIG_IGN);
+    ioctl(0, TIOCNOTTY);
+    if (fork() != 0)
+        return 3;
+    for (;;)
+        if (write(1, "flood\n", 6) < 0)
+            return 0;
+}
+
 int main(int argc, char **argv)
 {
     setvbuf(stdout, NULL, _IOLBF, 0);
@@ -256,6 +269,8 @@ int main(int argc, char **argv)
         return writable(argc - 2, rest);
     if (!strcmp(what, "node"))
         return node(argc - 2, rest);
+    if (!strcmp(what, "flood"))
+        return flood();
     if (!strcmp(what, "spy") && argc > 2)
         return spy(rest);
     if (!strcmp(what, "agent") && argc > 3)
