@@ -43,6 +43,8 @@ pub struct Inherited {
     pub signals: SigSet,
     /// Namespaces that it joins by itself.
     pub joins: Vec<super::namespaces::Joined>,
+    /// The runtime has no privileges: it may take a descriptor of a process only while that is dumpable.
+    pub unprivileged: bool,
 }
 
 struct Child<'a> {
@@ -63,6 +65,8 @@ struct Child<'a> {
     enter_as_user: Option<String>,
     /// An exec: the container is there already, with the console of its first process.
     joined: bool,
+    /// It does not die with the runtime any more.
+    outlives: bool,
 }
 
 /// Does the plan's steps; the last one executes the program. Never returns.
@@ -91,6 +95,7 @@ fn walk_and_tell(plan: &Plan, inherited: Inherited, root: Option<Root>) -> ! {
         umask: Mode::from_bits_truncate(0o022),
         enter_as_user: None,
         joined,
+        outlives: false,
     };
     let begun = if joined { Ok(()) } else { child.begin() };
     let failure = match begun.and_then(|()| child.walk()) {
@@ -495,6 +500,13 @@ impl Child<'_> {
         let Some(program) = &self.plan.seccomp else {
             return Ok(());
         };
+        // The filter may deny prctl(2). From here on an orphan is ended by the channel that is closed.
+        self.outlive()?;
+        if program.listener_path.is_some() && self.inherited.unprivileged {
+            // It stays so until the exec: the filter may deny prctl(2) afterwards.
+            process::dumpable(true)
+                .map_err(|errno| Error::os("hand over", "the seccomp listener", errno))?;
+        }
         let listener = super::filter::load(program, without)?;
         if let Some(listener) = listener {
             use std::os::fd::AsRawFd;
@@ -504,9 +516,18 @@ impl Child<'_> {
         Ok(())
     }
 
+    fn outlive(&mut self) -> Result<()> {
+        if !self.outlives {
+            process::parent_death_signal(0)
+                .map_err(|errno| Error::os("outlive", "the runtime", errno))?;
+            self.outlives = true;
+        }
+        Ok(())
+    }
+
     fn await_start(&mut self) -> Result<()> {
         let fail = |what| move |errno| Error::os("wait for the start:", what, errno);
-        process::parent_death_signal(0).map_err(fail("outlive the runtime"))?;
+        self.outlive()?;
         let Some(fifo) = &self.inherited.fifo else {
             self.started = true;
             return Ok(());

@@ -304,6 +304,7 @@ impl Execing<'_> {
             wait: false,
             signals: self.signals.before(),
             joins: Vec::new(),
+            unprivileged: !nix::unistd::geteuid().is_root(),
         };
         match born {
             Ok(Born::Child) => {

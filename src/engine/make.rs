@@ -537,6 +537,7 @@ fn inherit(plan: &Plan, dir: &Dir, mode: &Mode, cgroup: &Cgroup) -> Result<(End,
             wait,
             signals,
             joins: Vec::new(),
+            unprivileged: !nix::unistd::geteuid().is_root(),
         },
     ))
 }

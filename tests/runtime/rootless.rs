@@ -491,3 +491,33 @@ fn a_further_process() {
     assert_eq!(out.text(), "0\ndeny\n0 31000 1");
     bundle.delete_force().ok();
 }
+
+#[test]
+fn the_listener_of_a_filter_that_notifies() {
+    let mut bundle = rootless(&[[0, USER, 1]]);
+    needs_user!(bundle);
+    if let Err(why) = bundle.add_probe() {
+        skip!("{why}");
+    }
+    let socket = bundle.host("agent.sock");
+    let mut command = Command::new(crate::harness::probe().unwrap());
+    command
+        .arg("agent")
+        .arg(&socket)
+        .arg("44")
+        .env("ISORUN_TEST_ID", &bundle.id);
+    let agent = crate::harness::Running::start(command, &bundle.dir.join("io"));
+    crate::harness::wait_for("the agent's socket", || socket.exists());
+    chown(&socket, Some(USER), Some(USER)).unwrap();
+    bundle.args(&["/probe", "syscall", "111"]);
+    bundle.set(
+        "/linux/seccomp",
+        json!({
+            "defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+            "listenerPath": socket,
+            "syscalls": [{"names": ["getpgrp"], "action": "SCMP_ACT_NOTIFY"}]
+        }),
+    );
+    assert_eq!(bundle.run().ok().text(), "ret -1 errno 44");
+    agent.finish().ok();
+}

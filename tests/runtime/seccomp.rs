@@ -431,3 +431,25 @@ fn filter_flags() {
     };
     assert_eq!(seen, ["1"]);
 }
+
+/// With no_new_privs the filter is loaded last, and what a runtime still does after it is no more than
+/// every useful filter allows.
+#[test]
+fn a_filter_may_deny_prctl() {
+    let mut bundle = Bundle::new();
+    bundle
+        .args(&["sh", "-c", "echo through; exec sleep 1000"])
+        .set("/process/noNewPrivileges", json!(true))
+        .set(
+            "/linux/seccomp",
+            allow_but(json!({"names": ["prctl", "fcntl"], "action": "SCMP_ACT_ERRNO"})),
+        );
+    bundle.run_detached().ok();
+    assert_eq!(bundle.status(), "running");
+    let out = bundle.call(&["exec", &bundle.id, "echo", "through"]).ok();
+    assert_eq!(out.text(), "through");
+    bundle.delete_force().ok();
+    bundle.create().ok();
+    bundle.start().ok();
+    assert_eq!(bundle.status(), "running");
+}
