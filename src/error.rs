@@ -119,6 +119,26 @@ impl Error {
         self
     }
 
+    /// The same with no part longer than `most` bytes, for a message that has room for no more.
+    #[must_use]
+    pub fn cut(mut self, most: usize) -> Self {
+        let inner = &mut *self.0;
+        for part in [
+            &mut inner.operation,
+            &mut inner.subject,
+            &mut inner.detail,
+            &mut inner.remedy,
+        ] {
+            if part.len() > most {
+                // The end often says why; the middle is what was too long.
+                let head = part.floor_char_boundary(most / 2);
+                let tail = part.ceil_char_boundary(part.len() - most / 2);
+                *part = format!("{}[...]{}", &part[..head], &part[tail..]);
+            }
+        }
+        self
+    }
+
     /// The kind, for exit codes and for callers that treat one kind apart.
     pub fn kind(&self) -> Kind {
         self.0.kind
@@ -199,6 +219,15 @@ mod tests {
         assert_eq!(
             Error::new(Kind::NotFound, "container \"x\" does not exist").to_string(),
             "container \"x\" does not exist"
+        );
+        let long = Error::new(
+            Kind::System,
+            format!("exec: {}: gone", "\u{e9}".repeat(500)),
+        );
+        let cut = long.cut(101).to_string();
+        assert!(
+            cut.len() <= 110 && cut.starts_with("exec: ") && cut.ends_with(": gone"),
+            "{cut}"
         );
         assert_eq!(
             mount.context("create").to_string().split(' ').next(),

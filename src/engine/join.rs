@@ -115,6 +115,8 @@ fn tell(to: &OwnedFd, message: &Result<i32>) {
 /// What the process does before the steps: it dies with the runtime, and waits for its word, which
 /// does not come if the runtime has died already.
 fn be_the_process(plan: &Plan, inherited: Inherited, root: Root) -> ! {
+    // What the caller ignores is not the container's affair, here no more than for its first process.
+    process::default_signals();
     let ready = process::parent_death_signal(libc::SIGKILL).and_then(|()| inherited.sync.wait());
     if ready.is_err() {
         process::exit_now(1);

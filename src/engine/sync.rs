@@ -65,6 +65,13 @@ pub enum FromChild {
     Failed(Error),
 }
 
+/// The longest message, bytes.
+const LONGEST: usize = 64 * 1024;
+
+/// How long a part of a failure may be where the whole is too long, bytes: with the six-fold that JSON
+/// makes of some of them, four parts fit.
+const PART: usize = 2048;
+
 /// One end of the channel.
 pub struct End(OwnedFd);
 
@@ -88,7 +95,13 @@ impl End {
     /// # Errors
     /// EPIPE when the parent is gone.
     pub fn tell(&self, message: &FromChild) -> nix::Result<()> {
-        let body = serde_json::to_vec(message).map_err(|_| Errno::EINVAL)?;
+        let json = |message: &FromChild| serde_json::to_vec(message).map_err(|_| Errno::EINVAL);
+        let mut body = json(message)?;
+        if body.len() > LONGEST
+            && let FromChild::Failed(error) = message
+        {
+            body = json(&FromChild::Failed(error.clone().cut(PART)))?;
+        }
         // write(2), not sendmsg: the seccomp filter may be loaded already, and every useful filter
         // allows write. SIGPIPE is still ignored here.
         nix::unistd::write(&self.0, &body).map(drop)
@@ -110,7 +123,7 @@ impl End {
     /// # Errors
     /// Those of recvmsg(2); EBADMSG for what is no message.
     pub fn hear(&self) -> nix::Result<Option<(FromChild, Vec<OwnedFd>)>> {
-        let mut buffer = vec![0u8; 64 * 1024];
+        let mut buffer = vec![0u8; LONGEST];
         let (n, fds) = match recv_with_fds(self.fd(), &mut buffer) {
             Err(Errno::ECONNRESET) => return Ok(None),
             other => other?,

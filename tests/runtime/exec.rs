@@ -474,3 +474,41 @@ fn labels_need_their_modules() {
         );
     }
 }
+
+/// What failed is told however long the name is that it failed with.
+#[test]
+fn a_long_name_does_not_hide_what_failed() {
+    let mut bundle = idle();
+    let long = "x".repeat(100_000);
+    let out = exec(&bundle, &[&long]).code(255);
+    assert!(
+        out.stderr.contains("executable file not found in $PATH"),
+        "{:.300}",
+        out.stderr
+    );
+    bundle.delete_force().ok();
+    bundle.args(&[&long]);
+    let out = bundle.run().code(1);
+    assert!(
+        out.stderr.contains("executable file not found in $PATH"),
+        "{:.300}",
+        out.stderr
+    );
+    bundle.assert_gone();
+}
+
+#[test]
+fn what_the_caller_ignores_is_not_ignored_in_the_container() {
+    let mut bundle = idle();
+    bundle.prefix = ["sh", "-c", "trap '' INT QUIT; exec \"$@\"", "sh"]
+        .map(str::to_string)
+        .to_vec();
+    let status = exec(&bundle, &["cat", "/proc/self/status"]).ok();
+    let ignored = u64::from_str_radix(&status.field("SigIgn"), 16).unwrap();
+    let (int, quit) = (Signal::SIGINT as u64, Signal::SIGQUIT as u64);
+    assert_eq!(
+        ignored & (1 << (int - 1) | 1 << (quit - 1)),
+        0,
+        "{ignored:x}"
+    );
+}
