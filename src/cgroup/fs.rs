@@ -1,6 +1,6 @@
 //! Small file operations in cgroup directories, relative to a directory descriptor.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -128,6 +128,19 @@ pub(super) fn children(path: &Path) -> Result<Vec<std::path::PathBuf>, Errno> {
         }
     }
     Ok(found)
+}
+
+/// `path`, or where that is long a short name for it, which holds as long as the descriptor that comes
+/// with it is open. A container that may make cgroups can make them so deep that their paths are longer
+/// than the kernel takes, and must be found and removed all the same.
+pub(super) fn short(path: &Path) -> Result<(std::path::PathBuf, Option<OwnedFd>), Errno> {
+    // Half of PATH_MAX: a name of at most 255 bytes and a file in it still fit.
+    const LONG: usize = 2048;
+    if path.as_os_str().len() < LONG {
+        return Ok((path.to_path_buf(), None));
+    }
+    let fd = open_dir(path)?;
+    Ok((format!("/proc/self/fd/{}", fd.as_raw_fd()).into(), Some(fd)))
 }
 
 /// Waits in growing steps until `done` says so; false once `limit` has passed.

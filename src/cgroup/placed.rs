@@ -319,8 +319,13 @@ fn collect(path: &Path, version: Version, found: &mut BTreeSet<i32>) -> Result<(
             .filter_map(|line| line.parse::<i32>().ok())
             .filter(|pid| *pid > 0),
     );
-    let below = fs::children(path)
-        .map_err(|errno| Error::os("list cgroup", path.display().to_string(), errno))?;
+    let fail = |errno| Error::os("list cgroup", path.display().to_string(), errno);
+    let (name, _held) = match fs::short(path) {
+        // Gone since.
+        Err(Errno::ENOENT | Errno::ENODEV) => return Ok(()),
+        other => other.map_err(fail)?,
+    };
+    let below = fs::children(&name).map_err(fail)?;
     below
         .iter()
         .try_for_each(|child| collect(child, version, found))
@@ -331,7 +336,11 @@ fn remove_tree(path: &Path) -> std::result::Result<bool, Errno> {
     if fs::remove_dir(path)? {
         return Ok(true);
     }
-    for child in fs::children(path)? {
+    let (name, _held) = match fs::short(path) {
+        Err(Errno::ENOENT | Errno::ENODEV) => return Ok(true),
+        other => other?,
+    };
+    for child in fs::children(&name)? {
         if !remove_tree(&child)? {
             return Ok(false);
         }

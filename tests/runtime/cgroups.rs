@@ -373,3 +373,29 @@ fn v2_file_by_unified() {
     bundle.create().ok();
     assert_eq!(value(&bundle, "pids", "", "pids.max"), "17");
 }
+
+/// A container that may make cgroups makes them so deep that their paths are longer than a path may be.
+#[test]
+fn cgroups_too_deep_for_a_path_are_found_and_removed() {
+    use nix::fcntl::{OFlag, open, openat};
+    use nix::sys::stat::{Mode, mkdirat};
+    let mut bundle = Bundle::new();
+    bundle.args(&["sleep", "1000"]);
+    bundle.run_detached().ok();
+    let top = cgroup_dir(bundle.pid(), "pids");
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mut at = open(&top, flags, Mode::empty()).unwrap();
+    let name = "d".repeat(200);
+    for _ in 0..25 {
+        mkdirat(&at, name.as_str(), Mode::from_bits_truncate(0o755)).unwrap();
+        at = openat(&at, name.as_str(), flags, Mode::empty()).unwrap();
+    }
+    drop(at);
+    let out = bundle.call(&["ps", "--format", "json", &bundle.id]).ok();
+    assert_eq!(out.text(), format!("[{}]", bundle.pid()));
+    bundle.kill("KILL").ok();
+    bundle.wait_status("stopped");
+    bundle.delete().ok();
+    bundle.assert_gone();
+    assert!(!top.exists());
+}
