@@ -19,7 +19,7 @@ use super::sync::{End, FromChild};
 use super::{devices, identity, labels, mounts, pivot, proc, terminal};
 use crate::cgroup;
 use crate::error::{Error, Kind, Result};
-use crate::plan::{Action, Degradation, Identity, Plan, Step};
+use crate::plan::{Action, Birth, Degradation, Identity, Plan, Step};
 use crate::sys::seccomp::{FLAG_LOG, FLAG_SPEC_ALLOW};
 use crate::sys::terminal::Size;
 use crate::sys::{net, process};
@@ -124,6 +124,9 @@ impl Child<'_> {
     fn begin(&mut self) -> Result<()> {
         let fail = |what: &'static str| move |errno| Error::os("begin in the child:", what, errno);
         process::parent_death_signal(libc::SIGKILL).map_err(fail("set the death signal"))?;
+        if !self.inherited.unprivileged {
+            process::dumpable(false).map_err(fail("hide from ptrace"))?;
+        }
         // What the caller ignores (a shell's background job: SIGINT) is not the container's affair.
         process::default_signals();
         if let Some(entry) = self.inherited.entry.take() {
@@ -165,8 +168,13 @@ impl Child<'_> {
         let has_root = |map: &[crate::plan::IdMap]| map.iter().any(|line| line.inside == 0);
         if has_root(&birth.uid_map) && has_root(&birth.gid_map) {
             process::set_ids(0, 0).map_err(fail("become root of the user namespace"))?;
-            // The change of ids made the process undumpable, and its /proc files root's.
-            process::dumpable(true).map_err(fail("own its files in /proc"))?;
+            // The change of ids made the process undumpable, and that is left so: who made the user
+            // namespace has all rights over what is in it, and the root of another container, without any
+            // right to trace others, has the same id as the machine's root (CVE-2016-9962). Only a runtime
+            // without privileges, and the hooks that it runs, could not get at the process then.
+            if self.inherited.unprivileged && birth.joins.is_empty() {
+                process::dumpable(true).map_err(fail("own its files in /proc"))?;
+            }
             // It also took the death signal away.
             process::parent_death_signal(libc::SIGKILL).map_err(fail("set the death signal"))?;
         }
@@ -243,7 +251,7 @@ impl Child<'_> {
             | Action::OomScoreAdj { .. }
             | Action::Hostname { .. }
             | Action::Domainname { .. }
-            | Action::Sysctl { .. } => surroundings(action),
+            | Action::Sysctl { .. } => surroundings(action, &self.plan.birth),
             Action::RootPropagation { .. }
             | Action::OpenRoot { .. }
             | Action::Mount(_)
@@ -575,7 +583,7 @@ impl Child<'_> {
 }
 
 /// Steps on the surroundings that need nothing of the child's own.
-fn surroundings(action: &Action) -> Result<()> {
+fn surroundings(action: &Action, birth: &Birth) -> Result<()> {
     match action {
         Action::NewSession => match nix::unistd::setsid() {
             // EPERM: it leads a session already.
@@ -592,9 +600,20 @@ fn surroundings(action: &Action) -> Result<()> {
         Action::TimeNamespace { offsets } => {
             process::unshare(crate::sys::clone::CLONE_NEWTIME)
                 .map_err(|errno| Error::os("make", "the time namespace", errno))?;
-            offsets
-                .iter()
-                .try_for_each(|line| proc::write("self/timens_offsets", line))
+            // The file belongs to the process's own user only while that is dumpable; not where somebody
+            // else could make use of it.
+            let pid = libc::CLONE_NEWPID as u64;
+            let hide = !process::is_dumpable() && birth.joins.iter().all(|join| join.flag != pid);
+            let fail = |errno| Error::os("own", "/proc/self/timens_offsets", errno);
+            if hide {
+                process::dumpable(true).map_err(fail)?;
+            }
+            let write = |line: &String| proc::write("self/timens_offsets", line);
+            offsets.iter().try_for_each(write)?;
+            match hide {
+                true => process::dumpable(false).map_err(fail),
+                false => Ok(()),
+            }
         }
         Action::IpcNamespace => process::unshare(libc::CLONE_NEWIPC as u64)
             .map_err(|errno| Error::os("make", "the IPC namespace", errno)),

@@ -23,6 +23,11 @@ pub fn dumpable(yes: bool) -> nix::Result<()> {
     prctl(libc::PR_SET_DUMPABLE, u64::from(yes)).map(drop)
 }
 
+/// Whether it is so now (PR_GET_DUMPABLE).
+pub fn is_dumpable() -> bool {
+    prctl(libc::PR_GET_DUMPABLE, 0) == Ok(1)
+}
+
 /// Orphans among the descendants become children of this process (PR_SET_CHILD_SUBREAPER).
 pub fn child_subreaper() -> nix::Result<()> {
     prctl(libc::PR_SET_CHILD_SUBREAPER, 1).map(drop)

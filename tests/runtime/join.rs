@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Bundle, runtime};
+use crate::harness::{Bundle, runtime, wait_for};
 
 const BASE: u32 = 200_000;
 
@@ -271,7 +271,7 @@ fn a_mount_namespace_that_has_the_root() {
         .unwrap();
     let pid = i32::try_from(waits.id()).unwrap();
     let own = link(i32::try_from(std::process::id()).unwrap(), "mnt");
-    crate::harness::wait_for("unshare", || link(pid, "mnt") != own);
+    wait_for("unshare", || link(pid, "mnt") != own);
     let mut bundle = Bundle::new();
     join_of(&mut bundle, "mount", "mnt", pid);
     let got = seen(&mut bundle, &["mnt"]);
@@ -386,4 +386,53 @@ fn a_further_process_joins_what_the_container_joined() {
     want.extend([link(own, "mnt"), "0".to_string()]);
     assert_eq!(out.stdout.lines().collect::<Vec<_>>(), want);
     bundle.delete_force().ok();
+}
+
+/// CVE-2016-9962, from the other side: a container whose pid namespace another one joins has no right to
+/// trace, and gets at nothing of what that one is before it is confined. Who made a user namespace has
+/// all rights over it, though, and by its id this container's root is that user.
+#[test]
+fn nobody_gets_at_a_container_that_joins() {
+    for user_namespace in [false, true] {
+        let mut spy = Bundle::new();
+        if let Err(why) = spy.add_probe() {
+            skip!("{why}");
+        }
+        let list = json!([
+            "CAP_DAC_OVERRIDE",
+            "CAP_SYS_CHROOT",
+            "CAP_SETUID",
+            "CAP_KILL"
+        ]);
+        spy.set(
+            "/process/capabilities",
+            json!({"bounding": list, "permitted": list, "effective": list}),
+        );
+        spy.args(&["/probe", "spy", "sleep"]);
+        let running = spy.spawn_run();
+        wait_for("the spy", || running.stdout().contains("spying"));
+        let mut bundle = match user_namespace {
+            false => Bundle::new(),
+            true => crate::userns::mapped(),
+        };
+        bundle.args(&["sleep", "0"]);
+        join_of(&mut bundle, "pid", "pid", spy.pid());
+        if user_namespace {
+            // The kernel gives no procfs of a pid namespace that belongs to others.
+            let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+            mounts.retain(|mount| mount["type"] != "proc");
+            bundle
+                .unset("/linux/maskedPaths")
+                .unset("/linux/readonlyPaths");
+        }
+        for _ in 0..20 {
+            bundle.run().ok();
+        }
+        fs::write(spy.rootfs("/tmp/stop"), "").unwrap();
+        let out = running.finish().ok();
+        assert!(
+            !out.stdout.contains("got "),
+            "user namespace {user_namespace}: {out:#?}"
+        );
+    }
 }
