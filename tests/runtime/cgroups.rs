@@ -377,6 +377,7 @@ fn v2_file_by_unified() {
 /// A container that may make cgroups makes them so deep that their paths are longer than a path may be.
 #[test]
 fn cgroups_too_deep_for_a_path_are_found_and_removed() {
+    isorun_only!("runc leaves them: ENAMETOOLONG");
     use nix::fcntl::{OFlag, open, openat};
     use nix::sys::stat::{Mode, mkdirat};
     let mut bundle = Bundle::new();
