@@ -442,6 +442,13 @@ pub(super) fn set(dir: BorrowedFd<'_>, path: &Path, write: &Write) -> Result<()>
     if check.holds(value, &got) {
         return Ok(());
     }
+    if file == "cpu.shares"
+        && let (Ok(wanted), Ok(got)) = (value.parse::<u64>(), got.trim().parse::<u64>())
+    {
+        let most = if wanted > got { "maximum" } else { "minimum" };
+        let sentence = format!("{}: the {most} allowed cpu-shares is {got}", write.field);
+        return Err(Error::new(Kind::System, sentence).remedy(format!("{wanted} is not")));
+    }
     Err(Error::new(
         Kind::System,
         format!(

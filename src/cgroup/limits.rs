@@ -120,6 +120,21 @@ fn on_v2(host: &Hierarchies, controller: &str) -> bool {
 
 /// The error for a limit that nothing here can enforce.
 fn missing(host: &Hierarchies, field: &str, controller: &str) -> Error {
+    Error::new(
+        Kind::System,
+        format!(
+            "{field} needs the cgroup controller {controller}, which this host does not offer \
+             (controllers here: {})",
+            offered(host)
+        ),
+    )
+    .remedy(ENABLE)
+}
+
+const ENABLE: &str = "enable the controller (for containers: delegate it), or remove the limit";
+
+/// The names of the controllers that there are.
+fn offered(host: &Hierarchies) -> String {
     let offered: Vec<&str> = match (&host.v2, host.mode) {
         (Some(v2), Mode::V2) => v2
             .controllers
@@ -134,19 +149,10 @@ fn missing(host: &Hierarchies, field: &str, controller: &str) -> Error {
             .map(String::as_str)
             .collect(),
     };
-    let offered = if offered.is_empty() {
-        "none".to_string()
-    } else {
-        offered.join(", ")
-    };
-    Error::new(
-        Kind::System,
-        format!(
-            "{field} needs the cgroup controller {controller}, which this host does not offer \
-             (controllers here: {offered})"
-        ),
-    )
-    .remedy("enable the controller (for containers: delegate it), or remove the limit")
+    match offered.is_empty() {
+        true => "none".to_string(),
+        false => offered.join(", "),
+    }
 }
 
 /// `linux.resources.unified`: files of v2 by name.
@@ -158,19 +164,30 @@ fn unified(plan: &mut CgroupPlan, host: &Hierarchies, resources: &LinuxResources
     keys.sort();
     for key in keys {
         let field = format!("linux.resources.unified[{key:?}]");
-        let write = v2::unified(key, &map[key], &field)?;
+        // The kernel takes one line of a file at a time: io.max of several devices.
+        let lines = map[key].split('\n').filter(|line| !line.trim().is_empty());
+        let mut writes = lines
+            .map(|line| v2::unified(key, line, &field))
+            .collect::<Result<Vec<_>>>()?;
+        if writes.is_empty() {
+            writes.push(v2::unified(key, &map[key], &field)?);
+        }
+        let controller = writes[0].controller.clone();
         let index = plan.dirs.iter().position(|dir| dir.version == Version::V2);
         match index.filter(|_| host.mode == Mode::V2) {
             None => {
-                return Err(
-                    Error::spec(field, "needs cgroup v2, which this host does not use")
-                        .remedy("remove it, or boot with systemd.unified_cgroup_hierarchy=1"),
+                return Err(Error::spec(field, "cannot use unified on cgroup v1")
+                    .remedy("remove it, or boot with systemd.unified_cgroup_hierarchy=1"));
+            }
+            Some(_) if controller != "cgroup" && !on_v2(host, &controller) => {
+                let sentence = format!(
+                    "{field} can't be set: controller {controller:?} not available (controllers \
+                     here: {})",
+                    offered(host)
                 );
+                return Err(Error::new(Kind::System, sentence).remedy(ENABLE));
             }
-            Some(_) if write.controller != "cgroup" && !on_v2(host, &write.controller) => {
-                return Err(missing(host, &field, &write.controller));
-            }
-            Some(index) => add(plan, index, vec![write]),
+            Some(index) => add(plan, index, writes),
         }
     }
     Ok(())

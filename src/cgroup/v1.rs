@@ -159,9 +159,7 @@ fn memory(memory: &LinuxMemory, ignored: &mut Vec<Ignored>) -> Result<Vec<Write>
     {
         return Err(Error::spec(
             "linux.resources.memory.swap",
-            format!(
-                "is {swap}, which is less than linux.resources.memory.limit, {limit}; it counts both"
-            ),
+            below_memory(swap, limit),
         ));
     }
     // The limit of both is never below that of memory: in this order neither write is refused.
@@ -182,11 +180,10 @@ fn memory(memory: &LinuxMemory, ignored: &mut Vec<Ignored>) -> Result<Vec<Write>
     }
     if let Some(swappiness) = memory.swappiness().filter(|value| *value != u64::MAX) {
         let field = "linux.resources.memory.swappiness";
-        if swappiness > 200 {
-            return Err(Error::spec(
-                field,
-                format!("is {swappiness}, not from 0 to 200"),
-            ));
+        if swappiness > 100 {
+            let detail =
+                format!("invalid memory swappiness value: {swappiness} (valid range is 0-100)");
+            return Err(Error::spec(field, detail));
         }
         writes.push(Write::new(
             "memory",
@@ -203,6 +200,11 @@ fn memory(memory: &LinuxMemory, ignored: &mut Vec<Ignored>) -> Result<Vec<Write>
     }
     kernel_memory(memory, ignored);
     Ok(writes)
+}
+
+/// runc's words for a limit of memory and swap that is below the one of memory.
+pub(super) fn below_memory(both: i64, limit: i64) -> String {
+    format!("memory+swap limit should be >= memory limit: it is {both}, and that is {limit}")
 }
 
 /// Limits for kernel memory are gone from Linux (5.4 deprecated, 5.16 without effect): not set, as

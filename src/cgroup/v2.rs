@@ -180,16 +180,15 @@ fn swap(limit: Option<i64>, both: Option<i64>) -> Result<Option<(i64, &'static s
         (Some(-1), None) => Ok(Some((-1, "limit"))),
         (_, None) => Ok(None),
         (_, Some(-1)) => Ok(Some((-1, "swap"))),
-        (None | Some(-1), Some(_)) => Err(Error::spec(
+        // Nothing to take off: it is what there may be of swap, as under runc since 1.3.
+        (Some(-1), Some(swap)) => Ok(Some((swap, "swap"))),
+        (None, Some(_)) => Err(Error::spec(
             field,
-            "limits memory and swap together, which needs linux.resources.memory.limit",
+            "unable to set swap limit without memory limit: it counts both",
         )),
-        (Some(limit), Some(both)) if both < limit => Err(Error::spec(
-            field,
-            format!(
-                "is {both}, which is less than linux.resources.memory.limit, {limit}; it counts both"
-            ),
-        )),
+        (Some(limit), Some(both)) if both < limit => {
+            Err(Error::spec(field, v1::below_memory(both, limit)))
+        }
         (Some(limit), Some(both)) => Ok(Some((both - limit, "swap"))),
     }
 }
@@ -257,11 +256,12 @@ fn block_io(io: &LinuxBlockIo) -> Result<Vec<Write>> {
 /// One entry of `linux.resources.unified`.
 pub(super) fn unified(file: &str, value: &str, field: &str) -> Result<Write> {
     let controller = file.split('.').next().unwrap_or_default();
-    if file.contains('/') || !file.contains('.') || controller.is_empty() {
-        return Err(Error::spec(
-            field,
-            "is no name of a file in a cgroup, like memory.high",
-        ));
+    if file.contains('/') {
+        return Err(Error::spec(field, "must be a file name (no slashes)"));
+    }
+    if !file.contains('.') || controller.is_empty() {
+        let detail = "must be in the form CONTROLLER.PARAMETER";
+        return Err(Error::spec(field, detail).remedy("as in memory.high"));
     }
     if [
         "cgroup.procs",
@@ -331,6 +331,13 @@ mod tests {
         assert_eq!(swap(Some(100), None).unwrap(), None);
         assert_eq!(swap(Some(-1), None).unwrap(), Some((-1, "limit")));
         assert_eq!(swap(None, Some(-1)).unwrap(), Some((-1, "swap")));
-        assert!(swap(None, Some(5)).is_err() && swap(Some(10), Some(5)).is_err());
+        assert_eq!(swap(Some(-1), Some(5)).unwrap(), Some((5, "swap")));
+        for (limit, both, sentence) in [
+            (None, 5, "unable to set swap limit without memory limit"),
+            (Some(10), 5, "memory+swap limit should be >= memory limit"),
+        ] {
+            let error = swap(limit, Some(both)).unwrap_err().to_string();
+            assert!(error.contains(sentence), "{error}");
+        }
     }
 }

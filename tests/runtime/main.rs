@@ -44,6 +44,7 @@ mod pause;
 mod process;
 mod ps;
 mod relay;
+mod resources;
 mod rootfs;
 mod rootless;
 mod safety;

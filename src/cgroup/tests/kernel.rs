@@ -294,7 +294,11 @@ fn a_refused_limit_on_v1() {
         ),
         (
             json!({"cpu": {"shares": 1}}),
-            ["linux.resources.cpu.shares", "should be \"1\"", "is \"2\""],
+            [
+                "linux.resources.cpu.shares",
+                "the minimum allowed cpu-shares is 2",
+                "1 is not",
+            ],
         ),
     ] {
         let (_, plan) = planned(&path, asked);

@@ -266,11 +266,6 @@ fn controllers_that_are_not_there() {
             "io",
         ),
         (
-            json!({"unified": {"memory.high": "1"}}),
-            "linux.resources.unified[\"memory.high\"]",
-            "memory",
-        ),
-        (
             json!({"rdma": {"mlx": {"hcaHandles": 3}}}),
             "linux.resources.rdma[\"mlx\"]",
             "rdma",
@@ -321,7 +316,7 @@ fn values_that_are_wrong() {
         ),
         (
             &hybrid(),
-            json!({"memory": {"swappiness": 201}}),
+            json!({"memory": {"swappiness": 101}}),
             "linux.resources.memory.swappiness",
         ),
         (
@@ -375,6 +370,70 @@ fn values_that_are_wrong() {
             error.starts_with(&format!("config.json: {field}: ")),
             "{error}"
         );
+    }
+}
+
+/// One line of a file of v2 is one write: the kernel takes no more.
+#[test]
+fn lines_of_unified() {
+    let host = v2("/", &["io", "memory"]);
+    let asked = json!({"unified": {
+        "io.max": "8:0 rbps=1\n8:16 wiops=2\n", "memory.high": "5\n", "memory.low": ""
+    }});
+    assert_eq!(
+        writes(&host, asked),
+        [
+            "io.max=8:0 rbps=1",
+            "io.max=8:16 wiops=2",
+            "memory.high=5",
+            "memory.low=",
+        ]
+    );
+}
+
+/// runc's words for what tools look for.
+#[test]
+fn sentences_as_runcs() {
+    let v2 = v2("/", &["memory"]);
+    for (host, asked, sentence) in [
+        (
+            &hybrid(),
+            json!({"unified": {"memory.max": "1"}}),
+            "cannot use unified on cgroup v1",
+        ),
+        (
+            &v2,
+            json!({"unified": {"a/b": "1"}}),
+            "must be a file name (no slashes)",
+        ),
+        (
+            &v2,
+            json!({"unified": {"ab": "1"}}),
+            "must be in the form CONTROLLER.PARAMETER",
+        ),
+        (
+            &v2,
+            json!({"unified": {"pids.max": "1"}}),
+            "can't be set: controller \"pids\" not available (controllers here: memory)",
+        ),
+        (
+            &v2,
+            json!({"memory": {"swap": 5}}),
+            "unable to set swap limit without memory limit",
+        ),
+        (
+            &hybrid(),
+            json!({"memory": {"limit": 10, "swap": 5}}),
+            "memory+swap limit should be >= memory limit",
+        ),
+        (
+            &hybrid(),
+            json!({"memory": {"swappiness": 101}}),
+            "invalid memory swappiness value: 101 (valid range is 0-100)",
+        ),
+    ] {
+        let error = refusal(host, asked);
+        assert!(error.contains(sentence), "{error}");
     }
 }
 
