@@ -172,7 +172,7 @@ struct Changes {
 impl Changes {
     fn read(matches: &ArgMatches, args: Vec<String>) -> Result<Self> {
         if args.is_empty() {
-            return Err(Error::new(Kind::Usage, "process args cannot be empty")
+            return Err(Error::new(Kind::Usage, "exec args cannot be empty")
                 .remedy("say what to execute, or give a file with --process"));
         }
         let text = |name| {
