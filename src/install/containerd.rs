@@ -121,12 +121,21 @@ fn with_block(
         let _ = writeln!(text, "version = {version}");
     }
     let binary = quoted(&request.binary);
-    let section = format!("plugins.{}.containerd.runtimes.isorun", quoted(plugin));
+    let runtimes = format!("plugins.{}.containerd.runtimes", quoted(plugin));
+    // Runtimes that are written take the place of the built-in ones, runc among them, and without
+    // its default runtime the plug-in does not start.
+    let built_in = runtimes_of(&old, plugin).is_none();
+    if built_in {
+        let _ = writeln!(
+            text,
+            "[{runtimes}.runc]\nruntime_type = \"io.containerd.runc.v2\""
+        );
+    }
     let _ = write!(
         text,
-        "[{section}]\nruntime_type = \"io.containerd.runc.v2\"\n\
+        "[{runtimes}.isorun]\nruntime_type = \"io.containerd.runc.v2\"\n\
          pod_annotations = [\"io.isorun.*\"]\ncontainer_annotations = [\"io.isorun.*\"]\n\
-         [{section}.options]\nBinaryName = {binary}\n{END}"
+         [{runtimes}.isorun.options]\nBinaryName = {binary}\n{END}"
     );
     // A table that is written inline cannot be added to; what comes out must be what was, and this.
     let failed = || {
@@ -141,8 +150,12 @@ fn with_block(
             .and_then(|table| table.get_mut(key))
             .and_then(Value::as_table_mut);
     }
-    if inner.and_then(|table| table.remove("isorun")).is_none() {
+    let Some(inner) = inner.filter(|table| table.contains_key("isorun")) else {
         return Err(failed());
+    };
+    inner.remove("isorun");
+    if built_in {
+        inner.remove("runc");
     }
     if old.is_empty() {
         new.remove("version");
@@ -156,14 +169,15 @@ fn with_block(
     Ok(text)
 }
 
+/// The runtimes that a file has for the plug-in.
+fn runtimes_of<'a>(table: &'a Table, plugin: &str) -> Option<&'a Value> {
+    let containerd = table.get("plugins")?.get(plugin)?.get("containerd")?;
+    containerd.get("runtimes")
+}
+
 /// The handler of our name.
 fn handler<'a>(table: &'a Table, plugin: &str) -> Option<&'a Value> {
-    let runtimes = table
-        .get("plugins")?
-        .get(plugin)?
-        .get("containerd")?
-        .get("runtimes")?;
-    runtimes.get("isorun")
+    runtimes_of(table, plugin)?.get("isorun")
 }
 
 /// Takes tables out that hold nothing.

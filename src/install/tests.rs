@@ -181,6 +181,9 @@ fn what_the_engines_read() {
         Some("/opt/is\"o/isorun")
     );
     assert_eq!(handler["pod_annotations"][0].as_str(), Some("io.isorun.*"));
+    // Written runtimes replace the built-in ones, so the default one is written, too.
+    let runc = &cri["containerd"]["runtimes"]["runc"];
+    assert_eq!(runc["runtime_type"].as_str(), Some("io.containerd.runc.v2"));
     let docker: serde_json::Value = serde_json::from_str(&etc.read("docker/daemon.json")).unwrap();
     assert_eq!(docker["runtimes"]["isorun"]["path"], "/opt/is\"o/isorun");
     assert_eq!(docker["default-runtime"], "isorun");
@@ -232,6 +235,11 @@ fn the_section_that_counts_for_containerd() {
             .contains("runtimes.isorun")
     );
     assert!(!etc.read("containerd/config.toml").contains("isorun"));
+    let text = etc.read("containerd/conf.d/99-own.toml");
+    assert!(
+        !text.contains("runtimes.runc"),
+        "runtimes of their own stay as they are: {text}"
+    );
     etc.run(&uninstall(&request)).unwrap();
     assert_eq!(etc.all(), before);
 }
