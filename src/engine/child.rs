@@ -124,9 +124,6 @@ impl Child<'_> {
     fn begin(&mut self) -> Result<()> {
         let fail = |what: &'static str| move |errno| Error::os("begin in the child:", what, errno);
         process::parent_death_signal(libc::SIGKILL).map_err(fail("set the death signal"))?;
-        if !self.inherited.unprivileged {
-            process::dumpable(false).map_err(fail("hide from ptrace"))?;
-        }
         // What the caller ignores (a shell's background job: SIGINT) is not the container's affair.
         process::default_signals();
         if let Some(entry) = self.inherited.entry.take() {

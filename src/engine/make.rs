@@ -67,6 +67,11 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
             "a process with several threads cannot make containers",
         ));
     }
+    if nix::unistd::geteuid().is_root() {
+        // Every process that is forked from here on is so from its first moment: see `Child::begin`.
+        process::dumpable(false)
+            .map_err(|errno| Error::os("hide from ptrace:", "this process", errno))?;
+    }
     let asked = Asked {
         id: request.id.clone(),
         no_new_keyring: request.no_new_keyring,

@@ -54,6 +54,7 @@ fn nobody_gets_at_a_process_that_joins() {
         bundle.args(&["/probe", "spy", "sleep"]);
         let running = bundle.spawn_run();
         wait_for("the spy", || running.stdout().contains("spying"));
+        bundle.wait_status("running");
         for _ in 0..30 {
             exec(&bundle, &["sleep", "0"]).ok();
         }
