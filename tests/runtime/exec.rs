@@ -67,10 +67,7 @@ fn failures_of_the_runtime_have_their_own_status() {
         assert!(out.stderr.contains(text), "{out:#?}");
     }
     let out = exec(&bundle, &[]).code(255);
-    assert!(
-        out.stderr.contains("args cannot be empty"),
-        "{out:#?}"
-    );
+    assert!(out.stderr.contains("args cannot be empty"), "{out:#?}");
     let out = bundle.call(&["exec", "nonesuch", "true"]).code(255);
     assert!(out.stderr.contains("container does not exist"), "{out:#?}");
     bundle.call(&["exec"]).code(1);
