@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 const TABLE: &str = include_str!("../docs/spec-support.md");
 const EVERY: &str = include_str!("data/every-property.json");
+const SEEN: &str = include_str!("../integration/differential/seen.json");
 
 /// What oci-spec has on the top level and the file does not set: other platforms, which have one row
 /// each, and two names that are in oci-spec by mistake (its own words).
@@ -61,9 +62,10 @@ fn table() -> BTreeMap<String, (String, String)> {
     let mut rows = BTreeMap::new();
     for line in TABLE.lines().filter(|line| line.starts_with("| `")) {
         let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
-        assert_eq!(cells.len(), 4, "{line}");
+        // Property, isorun, runc, crun, note, test.
+        assert_eq!(cells.len(), 6, "{line}");
         let property = cells[0].trim_matches('`').to_string();
-        let row = (cells[1].to_string(), cells[3].trim_matches('`').to_string());
+        let row = (cells[1].to_string(), cells[5].trim_matches('`').to_string());
         assert!(rows.insert(property, row).is_none(), "twice: {line}");
     }
     assert!(rows.len() > 200, "only {} rows were read", rows.len());
@@ -242,6 +244,43 @@ fn what_is_said_to_be_refused_or_ignored_is_by_name() {
         seen += 1;
     }
     assert!(seen > 8, "{seen}");
+}
+
+/// The columns of the references: property to [runc, crun].
+fn references() -> BTreeMap<String, [String; 2]> {
+    let rows = TABLE.lines().filter(|line| line.starts_with("| `"));
+    rows.map(|line| {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let property = cells[0].trim_matches('`').to_string();
+        (property, [cells[2].to_string(), cells[3].to_string()])
+    })
+    .collect()
+}
+
+#[test]
+fn what_the_references_do_is_what_was_seen() {
+    let seen: BTreeMap<String, BTreeMap<String, Option<String>>> =
+        serde_json::from_str(SEEN).unwrap();
+    let rows = references();
+    for (property, cells) in &rows {
+        let said = |runtime: &str| {
+            let word = seen.get(property).and_then(|by| by[runtime].clone());
+            word.unwrap_or_else(|| "–".into())
+        };
+        assert_eq!(
+            cells,
+            &[said("runc"), said("crun")],
+            "{property}: integration/differential/run --record writes these columns"
+        );
+    }
+    let unknown: Vec<&String> = seen
+        .keys()
+        .filter(|name| !rows.contains_key(*name))
+        .collect();
+    assert!(unknown.is_empty(), "seen, but no row: {unknown:?}");
+    // A table of dashes says nothing.
+    let dashes = rows.values().filter(|cells| cells[0] == "–").count();
+    assert!(dashes < 5, "{dashes} properties were never run under runc");
 }
 
 #[test]

@@ -307,6 +307,12 @@ def cases_of_the_root():
     case("hostname-none", at={"hostname": None})
     case("domainname", "domainname", at={"domainname": "example.org"})
     case("version-1.3", at={"ociVersion": "1.3.0"})
+    others = {"solaris": {"milestone": "x"}, "windows": {"layerFolders": ["x"]}, "zos": {},
+              "vm": {"kernel": {"path": "/x"}}, "freebsd": {"devices": []}}
+    for name, value in others.items():
+        case(f"platform-{name}", name, at={name: value})
+    case("platform-command-line", "process.commandLine", at={"process.commandLine": "x"})
+    case("platform-username", "process.user.username", at={"process.user.username": "ann"})
     case("unknown-property", at={"linux.tomorrow": {"x": 1}, "process.tomorrow": True})
     hooks = {kind: [{"path": "/work/probe" if kind != "startContainer" else "/probe",
                      "args": ["the-hook", "hook", "BUNDLE/log" if kind != "startContainer" else "/log", kind],
@@ -401,6 +407,13 @@ def cases_of_linux():
          ask=["--cat", "/sys/fs/cgroup/cgroup.max.descendants"])
     case("intel-rdt", "linux.intelRdt", "linux.intelRdt.closID", "linux.intelRdt.l3CacheSchema",
          at={"linux.intelRdt": {"closID": "x", "l3CacheSchema": "L3:0=f"}})
+    case("intel-rdt-monitoring", "linux.intelRdt.enableCMT", "linux.intelRdt.enableMBM",
+         "linux.intelRdt.enableMonitoring",
+         at={"linux.intelRdt": {"closID": "y", "enableCMT": True, "enableMBM": True, "enableMonitoring": True}})
+    case("intel-rdt-schemata", "linux.intelRdt.schemata", "linux.intelRdt.memBwSchema",
+         at={"linux.intelRdt": {"closID": "z", "schemata": ["L3:0=f"], "memBwSchema": "MB:0=20"}})
+    case("personality-flags", "linux.personality.flags",
+         at={"linux.personality": {"domain": "LINUX32", "flags": ["ADDR_NO_RANDOMIZE"]}}, against="personality")
     case("memory-policy", "linux.memoryPolicy", "linux.memoryPolicy.mode", "linux.memoryPolicy.nodes",
          at={"linux.memoryPolicy": {"mode": "MPOL_BIND", "nodes": "0"}})
     case("memory-policy-flags", "linux.memoryPolicy.flags", at={"linux.memoryPolicy": {

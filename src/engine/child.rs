@@ -45,6 +45,8 @@ pub struct Inherited {
     pub joins: Vec<super::namespaces::Joined>,
     /// The runtime has no privileges: it may take a descriptor of a process only while that is dumpable.
     pub unprivileged: bool,
+    /// Its time namespace is still to be made: clone(2) has no room for it.
+    pub time: bool,
 }
 
 struct Child<'a> {
@@ -134,6 +136,10 @@ impl Child<'_> {
         let joins = std::mem::take(&mut self.inherited.joins);
         super::namespaces::enter(&joins)?;
         drop(joins);
+        if self.inherited.time {
+            process::unshare(crate::sys::clone::CLONE_NEWTIME)
+                .map_err(fail("make the time namespace"))?;
+        }
         self.let_go()?;
         if self.inherited.wait {
             self.inherited

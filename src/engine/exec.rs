@@ -305,6 +305,7 @@ impl Execing<'_> {
             signals: self.signals.before(),
             joins: Vec::new(),
             unprivileged: !nix::unistd::geteuid().is_root(),
+            time: false,
         };
         match born {
             Ok(Born::Child) => {

@@ -24,7 +24,7 @@ use crate::log;
 use crate::plan::{Asked, Degradation, Plan};
 use crate::spec::Loaded;
 use crate::state::{Dir, Phase, Record, start_time};
-use crate::sys::clone::{Born, clone_old, clone3, single_threaded};
+use crate::sys::clone::{Born, CLONE_NEWTIME, clone_old, clone3, single_threaded};
 use crate::sys::process;
 
 /// Whether the program waits for `start`.
@@ -263,9 +263,14 @@ impl Making<'_> {
             moved = true;
             born = match clone3(flags, None) {
                 // Docker's default filter hides clone3; clone may still be allowed.
-                Err(Errno::ENOSYS | Errno::EPERM) => clone_old(flags),
+                // It has no room for a time namespace, which the child makes: it is in it from its
+                // exec on.
+                Err(Errno::ENOSYS | Errno::EPERM) => clone_old(flags & !CLONE_NEWTIME),
                 other => other,
             };
+            if matches!(born, Ok(Born::Child)) && flags & CLONE_NEWTIME != 0 {
+                inherited.time = true;
+            }
         }
         match born {
             Ok(Born::Child) => {
@@ -543,6 +548,7 @@ fn inherit(plan: &Plan, dir: &Dir, mode: &Mode, cgroup: &Cgroup) -> Result<(End,
             signals,
             joins: Vec::new(),
             unprivileged: !nix::unistd::geteuid().is_root(),
+            time: false,
         },
     ))
 }

@@ -331,7 +331,7 @@ fn begin(context: &Context<'_>, process: &SpecProcess) -> Vec<Step> {
     if !context.asked.no_new_keyring {
         steps.push(keyring(
             &context.asked.id,
-            context.has(libc::CLONE_NEWUSER),
+            context.in_user_namespace(),
             labels::keyring(process),
         ));
     }

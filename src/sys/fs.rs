@@ -83,7 +83,8 @@ pub fn close_from(first: u32, mut keep: Vec<RawFd>) -> nix::Result<()> {
     let mut from = first;
     let mut gaps = Vec::with_capacity(keep.len() + 1);
     for fd in keep
-        .into_iter()
+        .iter()
+        .copied()
         .filter_map(|fd| u32::try_from(fd).ok())
         .filter(|fd| *fd >= first)
     {
@@ -97,9 +98,25 @@ pub fn close_from(first: u32, mut keep: Vec<RawFd>) -> nix::Result<()> {
         // SAFETY: plain numbers; the caller owns what is closed, see above.
         let result = super::checked(unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) });
         match result {
-            // Where it cannot be done at once, close-on-exec has to do.
-            Ok(_) | Err(Errno::ENOSYS | Errno::EPERM) => {}
+            Ok(_) => {}
+            Err(Errno::ENOSYS | Errno::EPERM) => return close_one_by_one(first, &keep),
             Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// What close_range(2) does, for kernels and filters that deny it: every number that this process can have
+/// in use. /proc/self/fd would tell which are, but may be the container's by now, or not there.
+fn close_one_by_one(first: u32, keep: &[RawFd]) -> nix::Result<()> {
+    let (soft, _) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
+    // Of what a caller had open before it lowered its limit, the lowest are closed in any case.
+    let end = RawFd::try_from(soft.clamp(1024, 1 << 20)).unwrap_or(1024);
+    for fd in RawFd::try_from(first).map_err(|_| Errno::EBADF)?..end {
+        if !keep.contains(&fd) {
+            // SAFETY: a plain number; the caller owns what is closed, see close_from. EBADF does no
+            // harm.
+            unsafe { libc::close(fd) };
         }
     }
     Ok(())

@@ -1,26 +1,50 @@
 // Executes a program under a seccomp filter that answers some system calls with an errno:
 // deny ERRNO NUMBER[,NUMBER...] PROGRAM ARGUMENT...
 // What a kernel without the call says (ENOSYS), or a filter such as Docker's (EPERM).
+//
+// With -DERROR=... -DNUMBERS=... -DPROGRAM=... it stands in the place of PROGRAM instead, and passes its
+// own arguments on: integration/deny/run gives it to the suite as the runtime.
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 int main(int argc, char **argv) {
 	struct sock_filter f[128];
 	int k = 0;
+#ifdef PROGRAM
+	char *numbers = NUMBERS, *runtime = PROGRAM;
+	int error = ERROR, first = 0;
+	if (argc < 1)
+		return 96;
+#else
 	if (argc < 4)
 		return 96;
-	f[k++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
-	for (char *s = argv[2]; *s && k < 120;) {
+	char *numbers = argv[2], *runtime = argv[3];
+	int error = atoi(argv[1]), first = 3;
+#endif
+	const unsigned at = offsetof(struct seccomp_data, nr);
+	f[k++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, at);
+	for (char *s = numbers; *s && k < 120;) {
 		long number = strtol(s, &s, 10);
 		if (*s == ',')
 			s++;
-		f[k++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, 1);
-		f[k++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | atoi(argv[1]));
+		// Of mknod and mknodat the device nodes: whoever filters them lets FIFOs pass, as the kernel
+		// does in a user namespace, and a runtime's create waits at one.
+		int node = number == SYS_mknod || number == SYS_mknodat;
+		f[k++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, node ? 5 : 1);
+		if (node) {
+			unsigned mode = offsetof(struct seccomp_data, args[number == SYS_mknod ? 1 : 2]);
+			f[k++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, mode);
+			f[k++] = (struct sock_filter)BPF_STMT(BPF_ALU | BPF_AND | BPF_K, S_IFMT);
+			f[k++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, S_IFIFO, 0, 1);
+			f[k++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+		}
+		f[k++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | error);
 	}
 	f[k++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
 	struct sock_fprog program = {k, f};
@@ -29,7 +53,7 @@ int main(int argc, char **argv) {
 		perror("seccomp");
 		return 97;
 	}
-	execv(argv[3], argv + 3);
+	execv(runtime, argv + first);
 	perror("execv");
 	return 98;
 }

@@ -80,6 +80,12 @@ fn listed_devices() {
             {"path": "/dev/pipe", "type": "p", "fileMode": 0o622}
         ]),
     );
+    if crate::harness::denied("mknod") {
+        // There is no node of the host to bind in the place of these: told by name, nothing is left.
+        let out = bundle.run().code(1);
+        assert!(out.stderr.contains("/dev/"), "{out:#?}");
+        return bundle.assert_gone();
+    }
     assert_eq!(
         bundle.run().ok().text(),
         "/dev/mine c 1:3 640 7:8\n/dev/sub/kmsg c 1:11 600 0:0\n/dev/disk b 7:300 660 0:6\n\
@@ -140,6 +146,9 @@ fn device_rules_have_their_effect() {
 
 #[test]
 fn mknod_needs_its_rule_and_capability() {
+    if crate::harness::denied("mknod") {
+        skip!("the filter around the runtime refuses the container's own mknod too");
+    }
     // The default rules allow every mknod; opening what was made is another matter.
     let mut bundle = Bundle::sh(
         "mknod /tmp/a c 1 3 && echo null; mknod /tmp/k c 1 11; (: < /tmp/k) && echo kmsg; true",

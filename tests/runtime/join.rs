@@ -156,9 +156,9 @@ fn a_user_namespace_with_new_others() {
     let mut bundle = Bundle::new();
     give_tree(&bundle);
     join_of(&mut bundle, "user", "user", pid);
-    let got = seen(&mut bundle, &["user", "mnt", "pid", "net"]);
+    let got = seen(&mut bundle, &["user", "mnt", "pid", "net", "ipc", "uts"]);
     assert_eq!(got[0], link(pid, "user"));
-    for (seen, file) in got[1..].iter().zip(["mnt", "pid", "net"]) {
+    for (seen, file) in got[1..].iter().zip(["mnt", "pid", "net", "ipc", "uts"]) {
         assert_ne!(*seen, link(pid, file), "{file}");
     }
     bundle.args(&[

@@ -61,6 +61,14 @@ pub fn runtime() -> &'static Runtime {
     })
 }
 
+/// Whether integration/deny/run has this system call refused around the runtime, and what it runs. A test
+/// whose subject is lost with the call (a degradation that is told, an error that names the call, or what
+/// the container's own program does with it) says so by this; that a container is made without the call
+/// is what all the others show.
+pub fn denied(call: &str) -> bool {
+    std::env::var("ISORUN_TEST_DENIED").is_ok_and(|said| said.split(':').next() == Some(call))
+}
+
 fn parse_version(said: &str) -> (u32, u32) {
     let word = said
         .split_whitespace()
