@@ -23,7 +23,7 @@ use crate::cgroup::{Cgroup, Placed, SubCgroups};
 use crate::error::{Error, Kind, Result};
 use crate::host::{Lsm, Privilege};
 use crate::log;
-use crate::plan::{Asked, Joined};
+use crate::plan::{Asked, Degradation, Joined};
 use crate::state::{Record, Status, Store};
 use crate::sys::clone::{Born, clone_old, clone3, single_threaded};
 use crate::sys::process;
@@ -366,7 +366,7 @@ impl Execing<'_> {
                 };
             };
             match message {
-                FromChild::Degraded(degradation) => log::warning(&degradation.to_string()),
+                FromChild::Degraded(degradation) => self.degraded(&degradation),
                 FromChild::NotifyFd(number) => {
                     self.listener(pid, number)?;
                     channel.go().map_err(fail)?;
@@ -383,6 +383,16 @@ impl Execing<'_> {
                     return Err(fail(Errno::EBADMSG));
                 }
             }
+        }
+    }
+
+    /// Tells a degradation, but for one that the container was made with: its maker has told it, and
+    /// nobody wants to hear of it with every exec.
+    fn degraded(&self, degradation: &Degradation) {
+        let known = |value: &serde_json::Value| value["feature"] == degradation.feature.as_str();
+        match self.record.degraded.iter().any(known) {
+            true => log::debug(|| degradation.to_string()),
+            false => log::warning(&degradation.to_string()),
         }
     }
 

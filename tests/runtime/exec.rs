@@ -517,3 +517,23 @@ fn what_the_caller_ignores_is_not_ignored_in_the_container() {
         "{ignored:x}"
     );
 }
+
+#[test]
+fn what_the_container_does_without_is_not_told_again() {
+    isorun_only!("a reference fails where a limit cannot be had");
+    let mut bundle = Bundle::sh("exec sleep 1000");
+    bundle.set(
+        "/process/rlimits",
+        json!([{"type": "RLIMIT_NOFILE", "soft": 1 << 20, "hard": 1 << 20}]),
+    );
+    let out = bundle.run_detached().ok();
+    if !out.stderr.contains("degraded") {
+        skip!("this caller may give all that is asked for");
+    }
+    assert_eq!(exec(&bundle, &["true"]).ok().stderr, "");
+    // A limit of the process's own is another matter.
+    let process = json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "env": ["PATH=/bin"],
+        "args": ["true"], "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 1, "hard": 1 << 21}]});
+    let out = exec_file(&bundle, &process).ok();
+    assert!(out.stderr.contains("degraded"), "{out:#?}");
+}
