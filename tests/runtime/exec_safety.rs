@@ -129,7 +129,14 @@ fn the_runtimes_file_cannot_be_written() {
     fs::set_permissions(bundle.rootfs("/script"), fs::Permissions::from_mode(0o755)).unwrap();
     bundle.run_detached().ok();
     let copy = bundle.host("runtime");
-    fs::copy(&runtime().path, &copy).unwrap();
+    match fs::copy(&runtime().path, &copy) {
+        // The root of integration/oracles is a small tmpfs.
+        Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+            let _ = fs::remove_file(&copy);
+            skip!("there is no room for a copy of the runtime");
+        }
+        other => drop(other.unwrap()),
+    }
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
     let before = fs::read(&copy).unwrap();
     for program in ["/proc/self/exe", "/script"] {
