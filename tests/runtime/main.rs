@@ -53,6 +53,7 @@ mod seccomp;
 mod seccomp_notify;
 mod signals;
 mod systemd;
+mod systemd_real;
 mod terminal;
 mod update;
 mod userns;
