@@ -53,7 +53,7 @@ seen() {
 check() {
 	local name=$1 expected=$2 script=$3 got other
 	declare -f >"$work/functions"
-	declare -p engines isorun reference work 2>/dev/null >>"$work/functions"
+	declare -p engines isorun reference work i 2>/dev/null >>"$work/functions"
 	R=$isorun
 	got=$(seen "$script")
 	if [ "$got" = "$expected" ]; then
