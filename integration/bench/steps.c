@@ -2,11 +2,15 @@
  *
  * usage: steps [--rss FILE] run RUNTIME ROOT BUNDLE ID
  *        steps [--rss FILE] cycle RUNTIME ROOT BUNDLE ID
+ *        steps as ID DIRECTORY COMMAND...
  *
  * `run` is one process: RUNTIME run. `cycle` is create, start and delete, each
  * a process of its own; in between it waits, as the subreaper that conmon and
  * containerd's shim are, for the container's process to end, so that delete
  * never meets a process that is still going down (runc then sleeps for 100 ms).
+ *
+ * `as` executes COMMAND as the user and group ID, who has no privileges and
+ * nothing but DIRECTORY (XDG_RUNTIME_DIR).
  *
  * With --rss it writes one line a step: its name and its peak RSS in KiB, as
  * wait4 says it: the largest of that process and all that it waited for. The
@@ -15,6 +19,7 @@
  */
 #define _GNU_SOURCE
 #include <err.h>
+#include <grp.h>
 #include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -68,8 +73,20 @@ static pid_t read_pid(const char *path)
 	return pid;
 }
 
+static int as(char **argv)
+{
+	unsigned id = (unsigned)atoi(argv[0]);
+	if (setenv("XDG_RUNTIME_DIR", argv[1], 1) || setgroups(0, NULL) || setresgid(id, id, id) ||
+	    setresuid(id, id, id))
+		err(1, "become user %u", id);
+	execvp(argv[2], argv + 2);
+	err(1, "%s", argv[2]);
+}
+
 int main(int argc, char **argv)
 {
+	if (argc > 4 && !strcmp(argv[1], "as"))
+		return as(argv + 2);
 	if (argc > 2 && !strcmp(argv[1], "--rss")) {
 		rss = fopen(argv[2], "ae");
 		if (!rss)
