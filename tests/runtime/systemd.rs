@@ -189,6 +189,19 @@ fn an_update_is_one_of_the_unit() {
     clean_slice(&slice);
 }
 
+/// Where systemd is gone, the container goes all the same.
+#[test]
+fn delete_without_systemd() {
+    isorun_only!("the stand-in speaks to isorun alone");
+    let (bundle, systemd, slice) = bundle("sleep 100");
+    call(&bundle, &["create"]).ok();
+    drop(systemd);
+    let out = bundle.delete_force().ok();
+    assert!(out.stderr.contains("stop unit iso-"), "{}", out.stderr);
+    clean_slice(&slice);
+    bundle.assert_gone();
+}
+
 /// A unit of this name that somebody uses is left alone.
 #[test]
 fn the_unit_of_others_stays() {

@@ -188,6 +188,32 @@ fn fake(
     (bus, thread, told)
 }
 
+/// On its own socket, without a bus, systemd gives no sender and nobody else can write.
+#[test]
+fn without_a_bus() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let thread = thread::spawn(move || {
+        theirs.read_exact(&mut [0; 29]).unwrap();
+        theirs.write_all(b"DATA\r\nOK 0123\r\n").unwrap();
+        let mut start = [0; wire::FIXED];
+        let mut calls = Vec::new();
+        while theirs.read_exact(&mut start).is_ok() {
+            let serial = u32::from_le_bytes(start[8..12].try_into().unwrap());
+            let mut bytes = start.to_vec();
+            bytes.resize(wire::length(&start).unwrap(), 0);
+            theirs.read_exact(&mut bytes[wire::FIXED..]).unwrap();
+            calls.push(wire::decode(&bytes).unwrap().member);
+            theirs.write_all(&job("", serial, 7)).unwrap();
+            theirs.write_all(&removed("", 7, "done")).unwrap();
+        }
+        calls
+    });
+    let mut bus = Bus::over(ours, true).unwrap();
+    a_scope().start_over(&mut bus, 42).unwrap();
+    drop(bus);
+    assert_eq!(thread.join().unwrap(), ["StartTransientUnit"]);
+}
+
 fn from_bus(serial: u32, text: &str) -> Vec<u8> {
     let fields = [(7, "s", "org.freedesktop.DBus"), (8, "g", "s")];
     let body = bus::body(&[text]).finish();
