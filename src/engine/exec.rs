@@ -18,7 +18,7 @@ use super::join::{self, Init, Joiner};
 use super::relay::Relay;
 use super::sync::{self, End, FromChild};
 use super::terminal::{Destination, Receiver};
-use super::{filter, make};
+use super::{filter, make, pid_file};
 use crate::cgroup::{Cgroup, Placed, SubCgroups};
 use crate::error::{Error, Kind, Result};
 use crate::host::{Lsm, Privilege};
@@ -246,7 +246,7 @@ impl Execing<'_> {
             return Ok(None);
         }
         if let Some(path) = &request.pid_file {
-            make::write_pid_file(path, pid)?;
+            pid_file::write(path, pid)?;
         }
         // It lives on its own from here.
         self.child = None;

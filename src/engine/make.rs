@@ -1,7 +1,6 @@
 //! The parent's side of making a container: record, cgroup, birth, hooks; and taking all of it back
 //! when something fails.
 
-use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -17,7 +16,7 @@ use super::namespaces::{self, Joined};
 use super::relay::Relay;
 use super::sync::{self, End, FromChild};
 use super::terminal::{Destination, Receiver};
-use super::{Request, lifecycle, maps};
+use super::{Request, lifecycle, maps, pid_file};
 use crate::cgroup::{Cgroup, Placed};
 use crate::error::{Error, Kind, Result};
 use crate::log;
@@ -218,7 +217,7 @@ impl Making<'_> {
         record.phase = Phase::Made;
         dir.save(&record)?;
         if let Some(path) = &request.pid_file {
-            write_pid_file(path, pid)?;
+            pid_file::write(path, pid)?;
         }
         // The container lives on its own from here; nothing is to be taken back.
         self.child = None;
@@ -587,28 +586,4 @@ fn run_hooks(plan: &Plan, stage: &str, status: &str, pid: Pid) -> Result<()> {
         &hook_state(plan, status, pid),
         &plan.bundle,
     )
-}
-
-/// Writes the pid as text, by a rename: a reader sees all of it or nothing.
-pub(super) fn write_pid_file(path: &Path, pid: Pid) -> Result<()> {
-    let fail =
-        |error: &std::io::Error| Error::io("write the pid file", path.display().to_string(), error);
-    let name = path.file_name().ok_or_else(|| {
-        Error::os(
-            "write the pid file",
-            path.display().to_string(),
-            Errno::EISDIR,
-        )
-    })?;
-    let temporary = path.with_file_name(format!(".{}", name.to_string_lossy()));
-    // One that is there may be left over, or a link that somebody planted in a directory that others
-    // may write to: it goes, and is never written through.
-    let _ = std::fs::remove_file(&temporary);
-    std::fs::File::create_new(&temporary)
-        .and_then(|mut file| file.write_all(pid.to_string().as_bytes()))
-        .and_then(|()| std::fs::rename(&temporary, path))
-        .map_err(|error| {
-            let _ = std::fs::remove_file(&temporary);
-            fail(&error)
-        })
 }

@@ -31,12 +31,14 @@ mod mounts;
 mod mounts_old;
 mod namespaces;
 mod pause;
+mod pid_file;
 mod pivot;
 mod proc;
 mod relay;
 mod root;
 mod schedule;
 mod sources;
+mod surroundings;
 mod terminal;
 mod update;
 

@@ -11,7 +11,8 @@ use crate::harness::{Socket, Terminal, terminal, wait_for};
 fn a_person_at_a_window() {
     let bundle = idle();
     let (mut person, slave) = terminal();
-    let script = "busybox stty size; readlink /proc/self/fd/0; echo direct > /dev/tty; \
+    // runc sets the size once the program runs.
+    let script = "sleep 0.3; busybox stty size; readlink /proc/self/fd/0; echo direct > /dev/tty; \
         read line; echo got $line; exit 3";
     let args = ["exec", "--tty", &bundle.id, "sh", "-c", script];
     let running = bundle.spawn_on_terminal_with(&slave, "", &args);
