@@ -277,6 +277,8 @@ fn a_tmpfs_that_is_too_small_for_its_copy_is_refused() {
 /// while the runtime makes and mounts the target. Nothing may be made, and nothing mounted, on the host.
 #[test]
 fn an_image_that_exchanges_a_directory_for_a_link_meanwhile() {
+    // Debian's 1.1.5 really makes directories on the host here, once in a while.
+    since_runc!(1, 2, "the end of CVE-2024-45310");
     let mut bundle = Bundle::sh("true");
     let victim = bundle.host("victim");
     fs::create_dir(&victim).unwrap();
