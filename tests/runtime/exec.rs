@@ -161,7 +161,12 @@ fn it_is_confined_like_the_first_process() {
             "CapAmb:\t0000000000000000",
             "Seccomp:\t2",
             &format!("NoNewPrivs:\t{}", u32::from(no_new_privs)),
-            "100",
+            // runc 1.1 sometimes leaves the soft limit at the hard one, where Go's start-up put it.
+            if crate::harness::runtime().isorun {
+                "100"
+            } else {
+                "200"
+            },
             "200",
             "123",
         ] {
