@@ -62,7 +62,7 @@ fn plans_are_as_the_files_say() {
     let update = std::env::var_os("ISORUN_UPDATE_GOLDEN").is_some();
     let mut wrong = Vec::new();
     for (host_name, host) in json_files(&tests().join("fixtures/hosts")) {
-        let host: Host = serde_json::from_slice(&host).unwrap();
+        let host = Host::parse(&host).unwrap_or_else(|e| panic!("{host_name}: {e}"));
         for (spec_name, text) in json_files(&tests().join("fixtures/specs")) {
             let asked = Asked {
                 id: "golden".into(),
@@ -90,7 +90,7 @@ fn plans_are_as_the_files_say() {
 #[test]
 fn a_plan_survives_json() {
     let (_, host) = &json_files(&tests().join("fixtures/hosts"))[0];
-    let host: Host = serde_json::from_slice(host).unwrap();
+    let host = Host::parse(host).unwrap();
     for (name, text) in json_files(&tests().join("fixtures/specs")) {
         let plan = plan::build(&loaded(&name, &text), &host, &Asked::default()).unwrap();
         let text = serde_json::to_string(&plan).unwrap();
@@ -101,7 +101,7 @@ fn a_plan_survives_json() {
 #[test]
 fn order_is_what_security_needs() {
     let (_, host) = &json_files(&tests().join("fixtures/hosts"))[0];
-    let host: Host = serde_json::from_slice(host).unwrap();
+    let host = Host::parse(host).unwrap();
     for (name, text) in json_files(&tests().join("fixtures/specs")) {
         let loaded = loaded(&name, &text);
         let plan = plan::build(&loaded, &host, &Asked::default()).unwrap();
@@ -148,7 +148,7 @@ fn order_is_what_security_needs() {
 fn labels_are_where_they_must_be() {
     let hosts = json_files(&tests().join("fixtures/hosts"));
     for (host_name, text) in &hosts {
-        let mut host: Host = serde_json::from_slice(text).unwrap();
+        let mut host = Host::parse(text).unwrap();
         // Its configuration has no user namespace, which only root may do without.
         host.euid = 0;
         host.lsm = isorun::host::Lsm {

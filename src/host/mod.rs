@@ -1,28 +1,56 @@
 //! Facts about the machine that the planner needs: cheap ones, that decide before the clone.
 //!
-//! Everything else is tried when its step comes, and degraded there.
+//! Everything else is tried when its step comes, and degraded there. What `isorun doctor` finds out
+//! beyond that is in [`Probed`]: a plain `run` never asks for it, a captured host has it.
 
+pub mod facts;
+mod ids;
 mod lsm;
+mod probed;
 
 use serde::{Deserialize, Serialize};
 
+pub use facts::Facts;
+pub use ids::{Caps, IdRange};
 pub use lsm::Lsm;
+pub use probed::{Answer, Outcome, Probed, Restriction, Sandboxing};
 
 use crate::cgroup::{self, Hierarchies, Systemd};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 
-/// What is known about the host. Plain data: golden tests read captured ones from files.
+/// The form of a captured [`Host`]: it grows when a reader of the old form would misread the new one.
+pub const FORM: u32 = 1;
+
+fn form() -> u32 {
+    FORM
+}
+
+/// What is known about the host. Plain data: golden tests read captured ones from files
+/// (`isorun doctor --capture FILE` writes them, [`Host::parse`] reads them).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Host {
+    /// The form of this data, [`FORM`].
+    #[serde(default = "form")]
+    pub version: u32,
     /// The effective user id of the runtime.
     pub euid: u32,
+    /// The effective capabilities of the runtime, in its user namespace; `None` in a captured host that
+    /// does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caps: Option<Caps>,
     /// The runtime is in a user namespace that is not the initial one: its root is not the machine's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub user_namespace: bool,
     /// setgroups(2) is denied in that user namespace, as where a user without privileges made it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub setgroups_denied: bool,
+    /// The user ids that are mapped in that user namespace; empty in the initial one, where all are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub uid_map: Vec<IdRange>,
+    /// The same for groups.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gid_map: Vec<IdRange>,
     /// The cgroup hierarchies.
     pub cgroups: Hierarchies,
     /// systemd, where it is to manage cgroups.
@@ -31,6 +59,9 @@ pub struct Host {
     /// Security modules, where config.json asks for a label.
     #[serde(default, skip_serializing_if = "Lsm::is_none")]
     pub lsm: Lsm,
+    /// What `isorun doctor` found out by trying; nothing else does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probed: Option<Box<Probed>>,
 }
 
 impl Host {
@@ -39,15 +70,52 @@ impl Host {
     /// # Errors
     /// When /proc or the cgroup mounts cannot be read.
     pub fn detect(linux: Option<&oci_spec::runtime::Linux>) -> Result<Self> {
-        let privilege = Privilege::detect();
+        let uid_map = own_uid_map();
+        let privilege = Privilege::with_map(&uid_map);
+        // In the initial user namespace both are known without a look.
+        let gid_map = match privilege.user_namespace {
+            true => std::fs::read_to_string("/proc/self/gid_map").unwrap_or_default(),
+            false => String::new(),
+        };
         Ok(Self {
+            version: FORM,
             euid: privilege.euid,
+            caps: Some(Caps::effective()),
             user_namespace: privilege.user_namespace,
             setgroups_denied: privilege.setgroups_denied,
+            uid_map: match privilege.user_namespace {
+                true => IdRange::parse(&uid_map),
+                false => Vec::new(),
+            },
+            gid_map: IdRange::parse(&gid_map),
             cgroups: cgroup::detect(linux)?,
             systemd: None,
             lsm: Lsm::default(),
+            probed: None,
         })
+    }
+
+    /// Reads a captured host.
+    ///
+    /// # Errors
+    /// What is no JSON of this form, with the place; a form that is newer than this program.
+    pub fn parse(text: &[u8]) -> Result<Self> {
+        let fail = |why: String| Error::new(Kind::Spec, format!("captured host: {why}"));
+        #[derive(Deserialize)]
+        struct Form {
+            #[serde(default = "form")]
+            version: u32,
+        }
+        // First, because a newer form may hold what this program cannot read.
+        let Form { version } =
+            serde_json::from_slice(text).map_err(|error| fail(error.to_string()))?;
+        if version == 0 || version > FORM {
+            return Err(fail(format!(
+                "version is {version}, and this program reads 1 to {FORM}"
+            ))
+            .remedy("capture it with this isorun: isorun doctor --capture FILE"));
+        }
+        serde_json::from_slice(text).map_err(|error| fail(error.to_string()))
     }
 
     /// The same with the systemd that is to manage cgroups: the system's, or without privileges the
@@ -82,7 +150,12 @@ pub struct Privilege {
 impl Privilege {
     /// Looks at this process.
     pub fn detect() -> Self {
-        let user_namespace = in_user_namespace();
+        Self::with_map(&own_uid_map())
+    }
+
+    /// The same with the text of /proc/self/uid_map.
+    fn with_map(map: &str) -> Self {
+        let user_namespace = is_child_namespace(map);
         // In the initial one it is always allowed.
         let setgroups_denied = user_namespace
             && std::fs::read("/proc/self/setgroups").is_ok_and(|text| text.starts_with(b"deny"));
@@ -113,8 +186,11 @@ impl Host {
 /// Whether this process is in a user namespace that is not the initial one: only that one maps all
 /// ids to themselves (user_namespaces(7)). Where /proc does not tell, there are none.
 pub fn in_user_namespace() -> bool {
-    let map = std::fs::read("/proc/self/uid_map").unwrap_or_default();
-    is_child_namespace(&String::from_utf8_lossy(&map))
+    is_child_namespace(&own_uid_map())
+}
+
+fn own_uid_map() -> String {
+    std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default()
 }
 
 fn is_child_namespace(map: &str) -> bool {
@@ -125,6 +201,40 @@ fn is_child_namespace(map: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_captured_host_is_read_again() {
+        let host = Host::detect(None).unwrap();
+        assert_eq!(
+            host.user_namespace,
+            !host.uid_map.is_empty(),
+            "maps are told where they say something"
+        );
+        let text = serde_json::to_vec(&host).unwrap();
+        assert_eq!(Host::parse(&text).unwrap(), host);
+        // As they were written before there was a version.
+        let old = br#"{"euid": 0, "cgroups": {"mode": "none"}}"#;
+        assert_eq!(Host::parse(old).unwrap().version, FORM);
+    }
+
+    #[test]
+    fn a_captured_host_that_cannot_be_read() {
+        for (text, said) in [
+            ("{", "EOF while parsing"),
+            (
+                "{\"version\": 99, \"euid\": \"new\"}",
+                "version is 99, and this program reads 1 to 1",
+            ),
+            ("{\"version\": 0}", "version is 0"),
+            ("{\"version\": 1}", "missing field `euid`"),
+        ] {
+            let error = Host::parse(text.as_bytes()).unwrap_err().to_string();
+            assert!(
+                error.starts_with("captured host: ") && error.contains(said),
+                "{text}: {error}"
+            );
+        }
+    }
 
     #[test]
     fn the_initial_user_namespace_is_known_by_its_map() {

@@ -1,0 +1,117 @@
+//! Ids and capabilities of this process: user_namespaces(7), capabilities(7).
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Kind};
+
+/// A set of capabilities, a bit for each number; in JSON hexadecimal, as in /proc/PID/status.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Caps(pub u64);
+
+impl Caps {
+    /// Number of CAP_SYS_ADMIN.
+    pub const SYS_ADMIN: u32 = 21;
+    /// Number of CAP_SYS_RESOURCE.
+    pub const SYS_RESOURCE: u32 = 24;
+    /// Number of CAP_MKNOD.
+    pub const MKNOD: u32 = 27;
+    /// Number of CAP_NET_ADMIN.
+    pub const NET_ADMIN: u32 = 12;
+    /// Number of CAP_MAC_ADMIN.
+    pub const MAC_ADMIN: u32 = 33;
+
+    /// The effective capabilities of this process; none where they cannot be read.
+    pub fn effective() -> Self {
+        Self(crate::sys::process::effective_caps().unwrap_or(0))
+    }
+
+    /// Whether capability number `cap` is in it.
+    pub fn has(self, cap: u32) -> bool {
+        self.0 >> cap & 1 == 1
+    }
+}
+
+impl From<Caps> for String {
+    fn from(caps: Caps) -> Self {
+        format!("{:016x}", caps.0)
+    }
+}
+
+impl TryFrom<String> for Caps {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self, Error> {
+        u64::from_str_radix(&text, 16).map(Self).map_err(|_| {
+            Error::new(
+                Kind::Spec,
+                format!("{text:?} is no set of capabilities in hexadecimal"),
+            )
+        })
+    }
+}
+
+/// One line of /proc/PID/uid_map or gid_map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRange {
+    /// The first id in the user namespace.
+    pub inside: u32,
+    /// The same id in the namespace above.
+    pub outside: u32,
+    /// How many ids.
+    pub count: u32,
+}
+
+impl IdRange {
+    /// All ids, as the initial user namespace maps them.
+    pub const ALL: Self = Self {
+        inside: 0,
+        outside: 0,
+        count: u32::MAX,
+    };
+
+    /// The lines of such a file; what is no line is left out.
+    pub fn parse(text: &str) -> Vec<Self> {
+        let line = |line: &str| {
+            let mut numbers = line.split_ascii_whitespace().map(str::parse);
+            let mut next = || numbers.next()?.ok();
+            Some(Self {
+                inside: next()?,
+                outside: next()?,
+                count: next()?,
+            })
+        };
+        text.lines().filter_map(line).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_as_the_kernel_writes_them() {
+        let caps: Caps = serde_json::from_str("\"000001fffeffffff\"").unwrap();
+        assert!(caps.has(Caps::SYS_ADMIN) && !caps.has(Caps::SYS_RESOURCE));
+        assert_eq!(
+            serde_json::to_string(&caps).unwrap(),
+            "\"000001fffeffffff\""
+        );
+        let wrong = serde_json::from_str::<Caps>("\"cap_chown\"").unwrap_err();
+        assert!(wrong.to_string().contains("hexadecimal"), "{wrong}");
+    }
+
+    #[test]
+    fn lines_of_a_map() {
+        let map = IdRange::parse("         0       1000          1\n 1 100000 65536\nx\n");
+        assert_eq!(map.len(), 2);
+        assert_eq!(
+            (map[1].inside, map[1].outside, map[1].count),
+            (1, 100_000, 65536)
+        );
+        assert_eq!(
+            IdRange::parse("         0          0 4294967295\n"),
+            [IdRange::ALL]
+        );
+    }
+}
