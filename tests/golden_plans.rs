@@ -40,6 +40,7 @@ fn loaded(name: &str, text: &[u8]) -> Loaded {
     ignored.extend(check(&spec).unwrap_or_else(|e| panic!("{name}: {e}")));
     // Paths of no machine: a plan is made without looking at any.
     Loaded {
+        warnings: Vec::new(),
         text: Vec::new(),
         spec,
         bundle: "/bundle".into(),

@@ -48,6 +48,9 @@ fn run(global: &Global, matches: &ArgMatches) -> Result<Exit> {
         return print_json(&plan).map(|()| Exit::Success);
     }
     print(&crate::plan::text(&plan))?;
+    for sentence in &loaded.warnings {
+        print(&format!("\nwarning: {sentence}"))?;
+    }
     for sentence in &loaded.ignored {
         print(&format!("\nignored: {sentence}"))?;
     }

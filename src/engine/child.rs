@@ -47,6 +47,8 @@ pub struct Inherited {
     pub unprivileged: bool,
     /// Its time namespace is still to be made: clone(2) has no room for it.
     pub time: bool,
+    /// The container's root, where its mounts are its caller's: then the parent has made it.
+    pub root: Option<OwnedFd>,
 }
 
 struct Child<'a> {
@@ -190,7 +192,8 @@ impl Child<'_> {
         use std::os::fd::AsRawFd;
         let own = &self.inherited;
         let mut keep: Vec<i32> = vec![own.sync.fd().as_raw_fd()];
-        keep.extend(own.fifo.iter().chain(&own.late).map(AsRawFd::as_raw_fd));
+        let others = own.fifo.iter().chain(&own.late).chain(&own.root);
+        keep.extend(others.map(AsRawFd::as_raw_fd));
         let first = 3 + self.plan.preserve_fds;
         crate::sys::fs::close_from(first, keep)
             .map_err(|errno| Error::os("close", "the parent's descriptors", errno))
@@ -267,6 +270,7 @@ impl Child<'_> {
             | Action::ReadonlyMounts
             | Action::MoveRoot
             | Action::PivotRoot
+            | Action::ChangeRoot
             | Action::FinalPropagation { .. }
             | Action::CreateCwd { .. }
             | Action::ReadonlyRoot
@@ -312,8 +316,13 @@ impl Child<'_> {
                 pivot::propagation(*flags)
             }
             Action::OpenRoot { path } => {
-                let ask = |plain| self.ask_for_source(number, plain);
-                self.root = Some(pivot::open_root(path, self.shared, &ask)?);
+                self.root = Some(match self.inherited.root.take() {
+                    Some(root) => Root::new(root),
+                    None => {
+                        let ask = |plain| self.ask_for_source(number, plain);
+                        pivot::open_root(path, self.shared, &ask)?
+                    }
+                });
                 // Modes of device nodes and mount points are those that are asked for.
                 self.umask = nix::sys::stat::umask(Mode::empty());
                 Ok(())
@@ -343,6 +352,7 @@ impl Child<'_> {
                     .map_err(|errno| Error::os("mounts: make read-only", target, errno))
             }),
             Action::MoveRoot => pivot::move_over(self.root()?, &self.plan.rootfs),
+            Action::ChangeRoot => pivot::change(self.root()?),
             Action::PivotRoot => pivot::pivot(self.root()?, self.shared),
             Action::FinalPropagation { flags } => pivot::propagation(*flags),
             Action::CreateCwd { path } => self
@@ -565,6 +575,9 @@ impl Child<'_> {
                 .collect::<std::result::Result<Vec<_>, _>>()
         };
         let process = &self.plan.process;
+        if process.args.is_empty() {
+            return Err(super::no_process());
+        }
         let (Ok(args), Ok(env), Ok(path)) = (
             strings(&process.args),
             strings(&self.env),

@@ -268,6 +268,10 @@ impl Execing<'_> {
             entry: cgroup.as_ref().map(Cgroup::entry).transpose()?,
             wait: false,
             told: tell,
+            root: match &self.record.mounted {
+                Some(mounted) => Some(super::shared_mounts::open(mounted)?),
+                None => None,
+            },
             parent: std::process::id() as i32,
         };
         if let Some(cpus) = &self.joined.join.initial_cpus {
@@ -306,6 +310,7 @@ impl Execing<'_> {
             joins: Vec::new(),
             unprivileged: !nix::unistd::geteuid().is_root(),
             time: false,
+            root: None,
         };
         match born {
             Ok(Born::Child) => {

@@ -80,6 +80,8 @@ pub struct Joiner<'a> {
     pub wait: bool,
     /// Where the pid of the process, or what failed, is told.
     pub told: OwnedFd,
+    /// The container's root, where its mount namespace is the runtime's.
+    pub root: Option<OwnedFd>,
     /// The runtime's pid.
     pub parent: i32,
 }
@@ -141,6 +143,12 @@ fn enter(plan: &Plan, joiner: &Joiner<'_>, inherited: &Inherited) -> Result<Root
     }
     privileged(joiner.join)?;
     namespaces(joiner.init, joiner.join.namespaces)?;
+    if let Some(root) = &joiner.root {
+        let root = root
+            .try_clone()
+            .map_err(|_| fail("open the container's root")(Errno::EMFILE))?;
+        super::pivot::change(&Root::new(root))?;
+    }
     if joiner.join.becomes_root {
         process::set_groups(&[]).or_else(|errno| match errno {
             // The user namespace forbids it; then it is not to be called later either.

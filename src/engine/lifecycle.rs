@@ -314,6 +314,9 @@ fn delete_locked(dir: Dir, id: &str, force: bool) -> Result<()> {
     if let Some(placed) = record.placed() {
         remove_cgroup(&placed)?;
     }
+    if let Some(mounted) = &record.mounted {
+        super::shared_mounts::take_away(mounted)?;
+    }
     // Removed before the hooks run, as by runc: one that deletes the container, too, or makes the next
     // one of the same id, does not wait for the lock that is held here for its own end.
     dir.remove()?;

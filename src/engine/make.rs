@@ -16,13 +16,12 @@ use super::namespaces::{self, Joined};
 use super::relay::Relay;
 use super::sync::{self, End, FromChild};
 use super::terminal::{Destination, Receiver};
-use super::{Request, lifecycle, maps, pid_file};
+use super::{Request, lifecycle, maps, pid_file, shared_mounts};
 use crate::cgroup::{Cgroup, Placed};
 use crate::error::{Error, Kind, Result};
 use crate::log;
 use crate::plan::{Asked, Degradation, Plan};
-use crate::spec::Loaded;
-use crate::state::{Dir, Phase, Record, start_time};
+use crate::state::{Dir, Mounted, Phase, Record, start_time};
 use crate::sys::clone::{Born, CLONE_NEWTIME, clone_old, clone3, single_threaded};
 use crate::sys::process;
 
@@ -85,7 +84,10 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
     crate::sys::fs::cloexec_from(3)
         .map_err(|errno| Error::os("close at exec", "inherited descriptors", errno))?;
     let (loaded, plan) = super::plan(&request.bundle, &asked)?;
-    tell_ignored(&loaded, &plan);
+    if loaded.spec.process().is_none() && matches!(mode, Mode::Run(_)) {
+        return Err(super::no_process());
+    }
+    super::tell(&loaded, &plan);
     let detached = request.detach || matches!(mode, Mode::Create);
     let socket = request.console_socket.as_deref();
     let terminal = Destination::choose(plan.terminal(), detached, socket)?;
@@ -97,6 +99,7 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
     let mut making = Making {
         plan: &plan,
         cgroup: None,
+        mounted: None,
         child: None,
         hooks_ran: false,
         channel: None,
@@ -142,19 +145,12 @@ pub(super) fn check_preserved(listen: u32, count: u32) -> Result<()> {
     Ok(())
 }
 
-fn tell_ignored(loaded: &Loaded, plan: &Plan) {
-    for sentence in &loaded.ignored {
-        log::debug(|| format!("ignored: {sentence}"));
-    }
-    for ignored in &plan.cgroup.ignored {
-        log::debug(|| format!("ignored: {}: {}", ignored.field, ignored.reason));
-    }
-}
-
 /// What was made so far, for taking it back.
 struct Making<'a> {
     plan: &'a Plan,
     cgroup: Option<Placed>,
+    /// What is mounted for it in this mount namespace.
+    mounted: Option<Mounted>,
     child: Option<(Pid, OwnedFd)>,
     hooks_ran: bool,
     /// The parent's end.
@@ -187,6 +183,12 @@ impl Making<'_> {
         // `delete --force` does not find.
         let planned = Placed::planned(&plan.cgroup);
         record.cgroup = Some(to_json(&planned)?);
+        let detached = match plan.shares_mounts {
+            true => Some(shared_mounts::prepare(&plan.rootfs)?),
+            false => None,
+        };
+        let (detached, mounted) = detached.unzip();
+        record.mounted = mounted;
         dir.save(&record)?;
         dir.keep_origin()?;
         // Opened before anything is made: most wrong paths end here.
@@ -198,7 +200,9 @@ impl Making<'_> {
         };
         self.cgroup = Some(cgroup.placed().clone());
 
-        let (parent, inherited) = inherit(plan, dir, &mode, &cgroup)?;
+        let (parent, mut inherited) = inherit(plan, dir, &mode, &cgroup)?;
+        self.mounted = record.mounted.clone();
+        inherited.root = detached.map(shared_mounts::Detached::attach).transpose()?;
         self.channel = Some(parent);
         let pid = self.birth(&mut cgroup, inherited, joins)?;
         record.cgroup = Some(to_json(cgroup.placed())?);
@@ -474,6 +478,10 @@ impl Making<'_> {
             let _ = process::kill(pid.as_raw(), libc::SIGKILL);
             let _ = nix::sys::wait::waitpid(pid, None);
         }
+        if let Some(mounted) = self.mounted.take() {
+            shared_mounts::take_away(&mounted)
+                .unwrap_or_else(|error| log::warning(&format!("after a failure: {error}")));
+        }
         if let Some(placed) = self.cgroup.take() {
             lifecycle::remove_cgroup(&placed)
                 .unwrap_or_else(|error| log::warning(&format!("after a failure: {error}")));
@@ -548,6 +556,7 @@ fn inherit(plan: &Plan, dir: &Dir, mode: &Mode, cgroup: &Cgroup) -> Result<(End,
             joins: Vec::new(),
             unprivileged: !nix::unistd::geteuid().is_root(),
             time: false,
+            root: None,
         },
     ))
 }

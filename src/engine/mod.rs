@@ -37,6 +37,7 @@ mod proc;
 mod relay;
 mod root;
 mod schedule;
+mod shared_mounts;
 mod sources;
 mod surroundings;
 mod terminal;
@@ -103,6 +104,27 @@ pub fn plan(bundle: &std::path::Path, asked: &Asked) -> Result<(Loaded, Plan)> {
     }
     let plan = crate::plan::build(&loaded, &host, asked)?;
     Ok((loaded, plan))
+}
+
+/// Tells what runs otherwise than config.json may have meant it.
+fn tell(loaded: &Loaded, plan: &Plan) {
+    for sentence in &loaded.warnings {
+        crate::log::warning(sentence);
+    }
+    for sentence in &loaded.ignored {
+        crate::log::debug(|| format!("ignored: {sentence}"));
+    }
+    for ignored in &plan.cgroup.ignored {
+        crate::log::debug(|| format!("ignored: {}: {}", ignored.field, ignored.reason));
+    }
+}
+
+/// A container without a process cannot be started: config.md, "Process".
+fn no_process() -> Error {
+    Error::spec(
+        "process",
+        "missing: it says what to run, and is required when the container is started",
+    )
 }
 
 /// Makes a container and leaves its first process waiting for [`start`].

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 /// One mount.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Line {
+    /// Its number, as long as it is there.
+    pub id: u64,
     /// The device number of its file system: `major:minor`.
     pub device: String,
     /// The part of the file system that is mounted.
@@ -28,8 +30,11 @@ pub fn read() -> std::io::Result<Vec<Line>> {
 
 fn parse(line: &str) -> Option<Line> {
     let (own, rest) = line.split_once(" - ")?;
-    let mut fields = own.split(' ').skip(2);
+    let mut fields = own.split(' ');
+    let id = fields.next()?.parse().ok()?;
+    let mut fields = fields.skip(1);
     Some(Line {
+        id,
         device: fields.next()?.to_string(),
         root: fields.next()?.to_string(),
         point: PathBuf::from(OsString::from_vec(unescaped(fields.next()?))),

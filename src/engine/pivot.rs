@@ -117,6 +117,18 @@ pub fn move_over(root: &Root, path: &Path) -> Result<()> {
     nix::unistd::chdir("/").map_err(fail)
 }
 
+/// Makes the container's root `/` for this process and those that come from it, in a mount namespace that
+/// is its caller's.
+///
+/// # Errors
+/// A sentence with the errno.
+pub fn change(root: &Root) -> Result<()> {
+    let fail = |errno| Error::os("chroot to", "the root file system", errno);
+    nix::unistd::fchdir(root.fd()).map_err(fail)?;
+    nix::unistd::chroot(".").map_err(fail)?;
+    nix::unistd::chdir("/").map_err(fail)
+}
+
 /// Takes the whole procfs and sysfs of the host out of this mount namespace: while one of them is
 /// mounted anywhere in it, the kernel lets the container mount it anew without any of its masks.
 fn hide_kernel_file_systems(rootfs: &Path) -> Result<()> {

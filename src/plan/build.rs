@@ -51,6 +51,11 @@ impl Context<'_> {
         self.in_user_namespace() || self.host.user_namespace
     }
 
+    /// Whether the container's mounts are its caller's: it has no mount namespace.
+    pub(super) fn shares_mounts(&self) -> bool {
+        (self.namespaces | self.joined) & libc::CLONE_NEWNS as u64 == 0
+    }
+
     /// Whether the container is in a user namespace that is not the runtime's, new or joined.
     pub(super) fn in_user_namespace(&self) -> bool {
         (self.namespaces | self.joined) & libc::CLONE_NEWUSER as u64 != 0
@@ -67,10 +72,8 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
         .linux()
         .as_ref()
         .ok_or_else(|| Error::spec("linux", "it is missing; a Linux container needs it"))?;
-    let process = spec
-        .process()
-        .as_ref()
-        .ok_or_else(|| Error::spec("process", "it is missing; a container needs it to start"))?;
+    let nothing = nothing();
+    let process = spec.process().as_ref().unwrap_or(&nothing);
     labels::check(linux, process, &host.lsm)?;
     check_privilege(linux, host)?;
     let rootless = asked.rootless.unwrap_or(!host.is_real_root());
@@ -120,6 +123,7 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
         rootfs: loaded.rootfs.clone(),
         annotations: spec.annotations().iter().flatten().map(pair).collect(),
         birth: birth(&context, process),
+        shares_mounts: context.shares_mounts(),
         steps,
         process: Process {
             args: process.args().clone().unwrap_or_default(),
@@ -131,6 +135,18 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
         host_hooks: hooks.host,
         cgroup,
     })
+}
+
+/// What stands for the process of a container that has none: it is made, and cannot be started.
+fn nothing() -> SpecProcess {
+    let mut process = SpecProcess::default();
+    process
+        .set_args(None)
+        .set_env(None)
+        .set_capabilities(None)
+        .set_rlimits(None)
+        .set_no_new_privileges(None);
+    process
 }
 
 /// With sockets to listen on, the program is told of them as by systemd; that it is process 1 is what
@@ -457,24 +473,31 @@ pub(super) fn to_the_program(
             mask: process.user().umask().unwrap_or(0o022),
         }
         .into(),
-        Action::FindProgram.into(),
+    ];
+    // Without a process there is nothing to find; Exec says so, after the start.
+    if process.args().as_ref().is_some_and(|args| !args.is_empty()) {
+        steps.push(Action::FindProgram.into());
+    }
+    steps.push(
         Action::CloseFrom {
             first: 3 + preserve_fds,
         }
         .into(),
-    ];
+    );
     let limits = process.rlimits().iter().flatten();
     steps.extend(limits.map(rlimit));
     steps.extend(schedule::steps(linux, process));
     if no_new_privs {
         steps.push(Action::NoNewPrivs.into());
-    } else if let Some(program) = filter {
-        steps.push(seccomp(program));
     }
     let cwd = process.cwd().to_string_lossy().into_owned();
     // Entered while still root, who may enter more; where root may not (network file systems), the
-    // child tries again as the user.
+    // child tries again as the user. Before the filter, which may deny chdir and getcwd: what was seen to
+    // be inside the root stays so, for nothing enters another directory after it.
     steps.push(Action::Chdir { path: cwd }.into());
+    if !no_new_privs && let Some(program) = filter {
+        steps.push(seccomp(program));
+    }
     steps.push(Action::Identity(identity(linux, process, privilege)?).into());
     if no_new_privs && let Some(program) = filter {
         steps.push(seccomp(program));

@@ -127,6 +127,7 @@ pub fn exec(
             ignored: Vec::new(),
         },
         birth: Birth::default(),
+        shares_mounts: false,
         steps,
         process: Process {
             args: process.args().clone().unwrap_or_default(),

@@ -70,6 +70,9 @@ pub struct Plan {
     pub cgroup: CgroupPlan,
     /// How the first process is born.
     pub birth: Birth,
+    /// It has no mount namespace: its mounts are its caller's (docs/decisions/0010).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shares_mounts: bool,
     /// What the child does, in order.
     pub steps: Vec<Step>,
     /// What the child becomes.

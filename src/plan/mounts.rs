@@ -46,23 +46,24 @@ pub(super) fn root(context: &Context<'_>) -> Result<Vec<Step>> {
         Some(asked) if asked.kind != PropagationKind::Unbindable => asked.ms_flags(),
         _ => libc::MS_SLAVE,
     };
-    if context.asked.no_pivot && flags & libc::MS_PRIVATE != 0 {
+    if context.asked.no_pivot && !context.shares_mounts() && flags & libc::MS_PRIVATE != 0 {
         return Err(Error::spec(
             "linux.rootfsPropagation",
             "rootfsPropagation of [r]private is not safe without pivot_root",
         ));
     }
-    let mut steps: Vec<Step> = vec![
+    let mut steps: Vec<Step> = Vec::new();
+    if !context.shares_mounts() {
         // Before anything is mounted: what is done here must not show on the host.
-        Action::RootPropagation {
-            flags: flags | libc::MS_REC,
-        }
-        .into(),
+        let flags = flags | libc::MS_REC;
+        steps.push(Action::RootPropagation { flags }.into());
+    }
+    steps.push(
         Action::OpenRoot {
             path: context.loaded.rootfs.clone(),
         }
         .into(),
-    ];
+    );
     for (index, mount) in context.spec.mounts().iter().flatten().enumerate() {
         let step = one(context, index, mount)?;
         let labelled = match &step.action {
@@ -146,6 +147,13 @@ fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
         options.clear |= options.recursive_clear;
         (options.recursive_set, options.recursive_clear) = (0, 0);
     }
+    let mut propagation: Vec<u64> = options.propagation.iter().map(|p| p.ms_flags()).collect();
+    let copies = options.bind || matches!(fstype.as_str(), "sysfs" | "cgroup" | "cgroup2");
+    if context.shares_mounts() && copies && !options.remount {
+        // Binds, and what binds may take the place of. A copy of a shared mount is a peer of it: what is mounted in the copy would show in it. With a
+        // mount namespace of its own all that the container sees is a slave before it is copied.
+        propagation.insert(0, libc::MS_SLAVE | libc::MS_REC);
+    }
     let late = !options.bind && (fstype == "tmpfs" || target == "/dev");
     let planned = Mount {
         field,
@@ -157,7 +165,7 @@ fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
         recursive_clear: options.recursive_clear,
         late_readonly: late && options.set & attr::RDONLY != 0,
         copyup: options.tmpcopyup && fstype == "tmpfs",
-        propagation: options.propagation.iter().map(|p| p.ms_flags()).collect(),
+        propagation,
         idmap: id_mapping(context, index, mount, &options)?,
     };
     // Where v2 is all that there is, both types say the same.
@@ -368,9 +376,10 @@ pub(super) fn finish(context: &Context<'_>, process: &SpecProcess, before: &[Ste
         steps.push(Action::ReadonlyMounts.into());
     }
     steps.extend(labels::process(process));
-    steps.push(match context.asked.no_pivot {
-        true => Action::MoveRoot.into(),
-        false => Action::PivotRoot.into(),
+    steps.push(match (context.shares_mounts(), context.asked.no_pivot) {
+        (true, _) => Action::ChangeRoot.into(),
+        (false, true) => Action::MoveRoot.into(),
+        (false, false) => Action::PivotRoot.into(),
     });
     let asked = context
         .linux

@@ -148,6 +148,7 @@ fn describe(step: &Step, plan: &Plan) -> String {
         } => format!("terminal of {columns}x{rows}, also on /dev/console"),
         Action::ReadonlyMounts => "read-only what is to be, now that it is filled".into(),
         Action::MoveRoot => "the root file system is moved over the host's".into(),
+        Action::ChangeRoot => "chroot: the mounts are the caller's".into(),
         Action::PivotRoot => "pivot_root, and the host's mounts go".into(),
         Action::FinalPropagation { flags } => format!("propagation of /: {}", propagation(*flags)),
         Action::Sysctl { key, value } => format!("sysctl {key} = {value}"),

@@ -226,6 +226,8 @@ pub enum Action {
     PivotRoot,
     /// The same without pivot_root(2): the root file system is moved over the host's root.
     MoveRoot,
+    /// The root file system becomes `/` for the container alone, whose mounts are its caller's: chroot(2).
+    ChangeRoot,
     /// The propagation of `/` that the container asked for.
     FinalPropagation {
         /// MS_SHARED, MS_SLAVE, MS_PRIVATE or MS_UNBINDABLE, with or without MS_REC.

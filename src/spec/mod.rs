@@ -37,7 +37,7 @@ use oci_spec::runtime::Spec;
 
 use crate::error::{Error, Kind, Result};
 
-pub use check::{check, check_process};
+pub use check::{check, check_process, warnings};
 pub use features::{SeccompLists, features};
 pub use template::template;
 
@@ -64,6 +64,8 @@ pub struct Loaded {
     /// What config.json asks for and isorun does not do, one sentence each: `path: reason`. For
     /// the log; a caller must not drop it.
     pub ignored: Vec<String>,
+    /// What a user must hear of whatever they asked to be told: for a warning.
+    pub warnings: Vec<String>,
 }
 
 /// Reads, parses and checks `<bundle>/config.json`.
@@ -81,6 +83,7 @@ pub fn load(bundle: &Path) -> Result<Loaded> {
     ignored.extend(check(&spec)?);
     let rootfs = rootfs(&canonical, &spec)?;
     Ok(Loaded {
+        warnings: warnings(&spec),
         spec,
         bundle: canonical,
         rootfs,

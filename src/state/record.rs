@@ -15,6 +15,22 @@ use crate::error::{Error, Kind, Result};
 /// (readers skip what they do not know); a number goes up when a field changes its meaning.
 pub const FORMAT: u32 = 1;
 
+/// The root of a container without a mount namespace of its own: everything that was mounted for it is
+/// below these mounts, and goes with them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Mounted {
+    /// The mount namespace: its number by ioctl_nsfs(2), or the inode number of /proc/PID/ns/mnt.
+    pub namespace: u64,
+    /// Where they are mounted, one on the other: the root file system's directory.
+    pub point: PathBuf,
+    /// Their numbers, the one that the container sees last; by statx(2) the kind that is never given
+    /// again, where the kernel has it.
+    pub ids: [u64; 2],
+    /// Their numbers in /proc/PID/mountinfo.
+    pub listed: [u64; 2],
+}
+
 /// How far the making of the container has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -106,6 +122,9 @@ pub struct Record {
     /// It kept its caller's session keyring, and what is executed in it keeps its own caller's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_new_keyring: bool,
+    /// The mounts that it has in the mount namespace of its caller, where it has none of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mounted: Option<Mounted>,
     /// How far the making has come.
     pub phase: Phase,
     /// What the container does without, because the host did not allow it.
@@ -138,6 +157,7 @@ impl Record {
             cgroup: None,
             resources: None,
             no_new_keyring: false,
+            mounted: None,
             phase: Phase::Creating,
             degraded: Vec::new(),
         })

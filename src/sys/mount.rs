@@ -34,6 +34,8 @@ const AT_RECURSIVE: u32 = 0x8000;
 const AT_EMPTY_PATH: u32 = 0x1000;
 const MOVE_MOUNT_F_EMPTY_PATH: u32 = 0x4;
 const MOVE_MOUNT_T_EMPTY_PATH: u32 = 0x40;
+const STATX_MNT_ID: u32 = 0x1000;
+const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
 const FSOPEN_CLOEXEC: u32 = 1;
 const FSMOUNT_CLOEXEC: u32 = 1;
 const FSCONFIG_SET_FLAG: u32 = 0;
@@ -149,6 +151,64 @@ pub fn move_mount(from: BorrowedFd<'_>, target: BorrowedFd<'_>) -> nix::Result<(
         )
     })
     .map(drop)
+}
+
+/// The number of the mount that `fd` is on: one that is never given to another mount (Linux 6.8), or
+/// the one of /proc/self/mountinfo, which may be given anew once the mount has gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MountId {
+    /// The number.
+    pub id: u64,
+    /// Whether no other mount ever has it.
+    pub unique: bool,
+}
+
+/// Numbers of the mount that `fd` is on: the one that identifies it best, and that of
+/// /proc/self/mountinfo. Linux 5.8.
+///
+/// # Errors
+/// Those of statx(2); EOPNOTSUPP where the kernel does not tell.
+pub fn mount_ids(fd: BorrowedFd<'_>) -> nix::Result<(MountId, u64)> {
+    let listed = statx_mount(fd, STATX_MNT_ID)?.ok_or(nix::errno::Errno::EOPNOTSUPP)?;
+    let own = match statx_mount(fd, STATX_MNT_ID_UNIQUE)? {
+        Some(id) => MountId { id, unique: true },
+        None => MountId {
+            id: listed,
+            unique: false,
+        },
+    };
+    Ok((own, listed))
+}
+
+/// The number of a mount namespace that is never given to another one (Linux 6.10): ioctl_nsfs(2).
+///
+/// # Errors
+/// ENOTTY and EINVAL before; EBADF where `fd` is no mount namespace.
+pub fn namespace_id(fd: BorrowedFd<'_>) -> nix::Result<u64> {
+    // _IOR(0xb7, 5, __u64) of linux/nsfs.h.
+    const NS_GET_MNTNS_ID: libc::Ioctl = 0x8008_b705_u32 as libc::Ioctl;
+    let mut id = 0u64;
+    // SAFETY: the request writes one u64, and that is what it is given.
+    super::checked(libc::c_long::from(unsafe {
+        libc::ioctl(fd.as_raw_fd(), NS_GET_MNTNS_ID, &raw mut id)
+    }))?;
+    Ok(id)
+}
+
+fn statx_mount(fd: BorrowedFd<'_>, mask: u32) -> nix::Result<Option<u64>> {
+    // SAFETY: all zeroes is a valid statx, and the kernel fills it.
+    let mut buffer: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: a valid string, and a writable buffer of the right type.
+    super::checked(libc::c_long::from(unsafe {
+        libc::statx(
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            AT_EMPTY_PATH as i32,
+            mask,
+            &raw mut buffer,
+        )
+    }))?;
+    Ok((buffer.stx_mask & mask != 0).then_some(buffer.stx_mnt_id))
 }
 
 /// Changes attributes (`set`, `clear`: [`attr`]) and propagation (MS_PRIVATE and its like, 0: leave

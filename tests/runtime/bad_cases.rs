@@ -81,9 +81,6 @@ fn objects() -> Vec<Case> {
                 bundle.unset("/ociVersion");
             },
         ),
-        case("process missing", &["process"], Refuses, |bundle| {
-            bundle.unset("/process");
-        }),
         case(
             "args of the wrong type",
             &["process.args"],

@@ -509,3 +509,28 @@ fn pid_file_is_not_written_through_a_link() {
     // runc refuses, isorun replaces the link.
     assert!(out.code == 0 || !file.exists());
 }
+
+/// "This property is REQUIRED when start is called" (config.md, "Process"); "This operation MUST generate
+/// an error if process was not set" (runtime.md, "Start").
+#[test]
+fn without_a_process_it_is_created_and_cannot_be_started() {
+    isorun_only!("runc wants a process when the container is created");
+    let mut bundle = Bundle::new();
+    bundle.unset("/process");
+    let out = bundle.run().code(1);
+    assert!(
+        out.stderr.contains("config.json: process: missing"),
+        "{out:#?}"
+    );
+    bundle.assert_gone();
+    bundle.create().ok();
+    assert_eq!(bundle.status(), "created");
+    let out = bundle.start().code(1);
+    assert!(
+        out.stderr.contains("config.json: process: missing"),
+        "{out:#?}"
+    );
+    bundle.wait_status("stopped");
+    bundle.delete().ok();
+    bundle.assert_gone();
+}

@@ -51,6 +51,7 @@ mod safety;
 mod scheduling;
 mod seccomp;
 mod seccomp_notify;
+mod shared_mounts;
 mod signals;
 mod systemd;
 mod systemd_real;

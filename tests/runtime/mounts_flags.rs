@@ -411,3 +411,21 @@ fn remount_of_nothing_is_refused() {
         bundle.assert_gone();
     }
 }
+
+/// What templates leave on a tmpfs that became a bind mount; anything else unknown may be a misspelt `ro`.
+#[test]
+fn options_of_tmpfs_on_a_bind_mount_are_told() {
+    isorun_only!("runc refuses them, crun drops them without a word");
+    let mut bundle = Bundle::sh("cat /mnt/file; stat -c %a /mnt");
+    let tree = bundle.host("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("file"), "there\n").unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+    fs::set_permissions(&tree, mode).unwrap();
+    let tree = tree.to_str().unwrap().to_string();
+    bundle.mount("/mnt", "bind", &tree, &["rbind", "mode=755", "size=1k"]);
+    let out = bundle.run().ok();
+    assert_eq!(out.stdout, "there\n711\n");
+    let told = "warning: mounts[6].options: mode, size of tmpfs is ignored";
+    assert!(out.stderr.contains(told), "{out:#?}");
+}

@@ -187,6 +187,43 @@ fn cwd_by_a_leaked_descriptor() {
     bundle.assert_gone();
 }
 
+/// The same where the filter forbids to look: the working directory was seen to be inside before the
+/// filter is loaded.
+#[test]
+fn cwd_under_a_filter_that_forbids_getcwd() {
+    isorun_only!("runc calls getcwd under the filter, and refuses");
+    for no_new_privileges in [false, true] {
+        let mut bundle = Bundle::sh("cat here");
+        let forbidden = json!({"names": ["getcwd", "chdir", "fchdir"], "action": "SCMP_ACT_ERRNO"});
+        bundle
+            .set("/process/noNewPrivileges", json!(no_new_privileges))
+            .set("/process/cwd", json!("/tmp/deep"))
+            .set(
+                "/linux/seccomp",
+                json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+                       "syscalls": [forbidden]}),
+            );
+        std::fs::create_dir_all(bundle.rootfs("/tmp/deep")).unwrap();
+        std::fs::write(bundle.rootfs("/tmp/deep/here"), "inside").unwrap();
+        assert_eq!(
+            bundle.run().ok().text(),
+            "inside",
+            "noNewPrivileges {no_new_privileges}"
+        );
+        for fd in 3..16 {
+            bundle.set("/process/cwd", json!(format!("/proc/self/fd/{fd}")));
+            assert_eq!(bundle.run().code, 1, "fd {fd}");
+        }
+        bundle
+            .set("/process/cwd", json!("/"))
+            .args(&["sleep", "60"]);
+        bundle.run_detached().ok();
+        let out = bundle.call(&["exec", "--cwd", "/tmp/deep", &bundle.id, "cat", "here"]);
+        assert_eq!(out.ok().text(), "inside");
+        bundle.delete_force().ok();
+    }
+}
+
 #[test]
 fn no_descriptor_is_leaked() {
     let mut bundle = Bundle::new();

@@ -91,15 +91,41 @@ fn namespaces(spec: &Spec) -> Result<()> {
             ));
         }
     }
-    match seen & names::namespace_of(LinuxNamespaceType::Mount).flag {
-        0 => Err(Error::spec(
-            "linux.namespaces",
-            "a mount namespace is needed: without it the \
-             container's mounts would be the host's",
-        )
-        .remedy("add {\"type\": \"mount\"}")),
-        _ => Ok(()),
+    if seen & names::namespace_of(LinuxNamespaceType::Mount).flag != 0 {
+        return Ok(());
     }
+    without_mount_namespace(
+        spec,
+        seen & names::namespace_of(LinuxNamespaceType::User).flag != 0,
+    )
+}
+
+/// What cannot be had in the caller's mount namespace (docs/decisions/0010).
+fn without_mount_namespace(spec: &Spec, user: bool) -> Result<()> {
+    const ADD: &str = "add {\"type\": \"mount\"} to linux.namespaces";
+    let Some(linux) = spec.linux() else {
+        return Err(Error::spec(
+            "linux",
+            "missing: it says which namespaces the container has",
+        )
+        .remedy(ADD));
+    };
+    if user {
+        let why = "a user namespace needs a mount namespace beside it: it gives no right to mount \
+                   anything in the caller's";
+        return Err(Error::spec("linux.namespaces", why).remedy(ADD));
+    }
+    for (name, paths) in [
+        ("maskedPaths", linux.masked_paths()),
+        ("readonlyPaths", linux.readonly_paths()),
+    ] {
+        if paths.as_ref().is_some_and(|paths| !paths.is_empty()) {
+            // In runc's words.
+            let why = "unable to restrict sys entries without a private MNT namespace";
+            return Err(Error::spec(format!("linux.{name}"), why).remedy(ADD));
+        }
+    }
+    Ok(())
 }
 
 fn mappings(spec: &Spec, linux: &Linux) -> Result<()> {

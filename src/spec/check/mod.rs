@@ -22,6 +22,18 @@ use crate::error::{Error, Result};
 /// Longest host name and domain name, in bytes: __NEW_UTS_LEN of sethostname(2).
 const MAX_UTS_NAME: usize = 64;
 
+/// Options of tmpfs(5) that take a value: what templates leave on a mount that became a bind mount.
+const TMPFS_OPTIONS: [&str; 8] = [
+    "size",
+    "nr_blocks",
+    "nr_inodes",
+    "mode",
+    "uid",
+    "gid",
+    "huge",
+    "mpol",
+];
+
 /// Checks a parsed `Spec`; gives one sentence, `path: reason`, for each property in it that isorun
 /// does not act on and that does no harm.
 ///
@@ -44,9 +56,9 @@ pub fn check(spec: &Spec) -> Result<Vec<String>> {
     }
     // Before the process, whose ids must be in the maps.
     linux::check(spec, &mut notes)?;
-    match spec.process() {
-        Some(process) => process::check(process, spec.linux().as_ref(), &mut notes)?,
-        None => return Err(Error::spec("process", "missing: it says what to run")),
+    // "This property is REQUIRED when start is called" (config.md, "Process"), and not before.
+    if let Some(process) = spec.process() {
+        process::check(process, spec.linux().as_ref(), &mut notes)?;
     }
     uts_name(spec, "hostname", spec.hostname().as_deref())?;
     uts_name(spec, "domainname", spec.domainname().as_deref())?;
@@ -100,7 +112,34 @@ fn label(field: &str, label: Option<&str>) -> Result<()> {
     }
 }
 
-/// Whether the list of namespaces has this kind.
+/// What runs otherwise than its author may think, one sentence each, for a warning: options of tmpfs on a
+/// bind mount, and a container without a mount namespace.
+pub fn warnings(spec: &Spec) -> Vec<String> {
+    let mut found = Vec::new();
+    for (index, mount) in spec.mounts().iter().flatten().enumerate() {
+        let Ok(options) = mounts::parse_mount(index, mount) else {
+            continue;
+        };
+        if !options.bind || options.data.is_empty() {
+            continue;
+        }
+        let names: Vec<&str> = options.data.iter().map(|(name, _)| name.as_str()).collect();
+        found.push(format!(
+            "mounts[{index}].options: {} of tmpfs is ignored: a bind mount shows what is there",
+            names.join(", ")
+        ));
+    }
+    if spec.linux().is_some() && !has_namespace(spec, LinuxNamespaceType::Mount) {
+        found.push(
+            "linux.namespaces: there is no mount namespace: what the container mounts is mounted in \
+             isorun's own until it is deleted, and a process in it with CAP_SYS_CHROOT or CAP_SYS_ADMIN \
+             can leave its root"
+                .into(),
+        );
+    }
+    found
+}
+
 /// Whether the list of namespaces has this kind without a path.
 fn has_new_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
     let list = spec.linux().iter().flat_map(|linux| linux.namespaces());
@@ -315,8 +354,12 @@ fn mount_options(
                 "missing: a bind mount needs the path of what to show",
             ));
         }
-        // The kernel ignores data of a bind mount, so a misspelt "readonly" would be writable.
-        if let Some((name, _)) = options.data.first() {
+        // The kernel ignores data of a bind mount, so a misspelt "readonly" would be writable. Options
+        // of tmpfs cannot be that; they are told as a warning.
+        let misspelt = |(name, value): &&(String, Option<String>)| {
+            value.is_none() || !TMPFS_OPTIONS.contains(&name.as_str())
+        };
+        if let Some((name, _)) = options.data.iter().find(misspelt) {
             let is = |option: &str| option.split(['=', ',']).any(|part| part == name);
             return Err(Error::spec(
                 place(&is),

@@ -35,6 +35,16 @@ pub fn run_flags_after(bundle: &Bundle, script: &str, flags: &[&str]) -> Output 
     run_command(command, &bundle.dir.join("io"))
 }
 
+/// A shell script in a mount namespace of its own, with `runtime ARGUMENT...` for the runtime with its
+/// global flags; `$ID` is the container's id, `$B` the bundle's directory, `$D` its `host` directory.
+pub fn script_apart(bundle: &Bundle, script: &str) -> Output {
+    let script = format!(
+        "program=$1 root=$3; runtime() {{ \"$program\" --root \"$root\" \"$@\"; }}\n\
+         ID=$ISORUN_TEST_ID\n{script}\nexit"
+    );
+    run_after(bundle, &script)
+}
+
 /// Gives a tree to this user and group; links themselves, not what they point at.
 pub fn chown_tree(path: &std::path::Path, id: u32) {
     std::os::unix::fs::lchown(path, Some(id), Some(id)).unwrap();

@@ -11,7 +11,7 @@ mod run;
 pub mod systemd;
 
 pub use bundle::{Bundle, busybox_tree};
-pub use hostmounts::{chown_tree, run_after, run_flags_after};
+pub use hostmounts::{chown_tree, run_after, run_flags_after, script_apart};
 pub use leaks::{cgroups_named, is_zombie, processes_tagged};
 pub use mountinfo::{Mount, mount_at, parse_mountinfo};
 pub use probe::probe;

@@ -25,13 +25,33 @@ fn namespaces_and_mappings() {
     refused(&[
         (
             &[("/linux", Value::Null)],
-            "linux.namespaces",
-            "a mount namespace is needed",
+            "linux",
+            "missing: it says which namespaces",
         ),
         (
-            &[("/linux/namespaces", json!([]))],
+            &[
+                ("/linux/namespaces", json!([])),
+                ("/linux/maskedPaths", json!(["/proc/kcore"])),
+            ],
+            "linux.maskedPaths",
+            "unable to restrict sys entries without a private MNT namespace",
+        ),
+        (
+            &[
+                ("/linux/namespaces", json!([{"type": "pid"}])),
+                ("/linux/readonlyPaths", json!(["/proc/sys"])),
+            ],
+            "linux.readonlyPaths",
+            "unable to restrict sys entries without a private MNT namespace",
+        ),
+        (
+            &[
+                ("/linux/namespaces", json!([{"type": "user"}])),
+                ("/linux/uidMappings", good()),
+                ("/linux/gidMappings", good()),
+            ],
             "linux.namespaces",
-            "a mount namespace is needed",
+            "a user namespace needs a mount namespace",
         ),
         (
             &[("/linux/namespaces/1/type", json!("pidd"))],

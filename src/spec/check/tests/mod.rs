@@ -276,6 +276,16 @@ fn mounts() {
             "mounts[0].options[0]",
             "unknown mount option \"ro\"",
         ),
+        (
+            &bind(json!(["mode=755", "seize=1k"])),
+            "mounts[0].options[1]",
+            "unknown mount option \"seize\"",
+        ),
+        (
+            &bind(json!(["size"])),
+            "mounts[0].options[0]",
+            "unknown mount option \"size\"",
+        ),
         (&bind(json!(["a\0b"])), "mounts[0].options[0]", "null byte"),
         (&bind(json!([1])), "mounts[0].options[0]", "invalid type"),
         (
@@ -371,4 +381,27 @@ fn hooks() {
         &[("/hooks", json!({}))],
         &[("/hooks", json!({"poststop": []}))],
     ]);
+}
+
+#[test]
+fn what_is_told_as_a_warning() {
+    let told = |changes: Changes<'_>| {
+        let mut document = good();
+        for (pointer, value) in changes {
+            set(&mut document, pointer, value.clone());
+        }
+        let (spec, _) = parse::parse(document.to_string().as_bytes()).unwrap();
+        crate::spec::check(&spec).unwrap();
+        crate::spec::warnings(&spec).join("\n")
+    };
+    assert_eq!(told(&[]), "");
+    let bind = json!([{"destination": "/a", "type": "bind", "source": "/b",
+                       "options": ["bind", "mode=755,size=1k", "ro"]}]);
+    let sentence = told(&[("/mounts", bind)]);
+    assert!(
+        sentence.starts_with("mounts[0].options: mode, size of tmpfs is ignored"),
+        "{sentence}"
+    );
+    let sentence = told(&[("/linux/namespaces", json!([{"type": "pid"}]))]);
+    assert!(sentence.contains("CAP_SYS_CHROOT"), "{sentence}");
 }

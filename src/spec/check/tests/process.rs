@@ -6,8 +6,9 @@ use super::{accepted, noted, refused};
 
 #[test]
 fn process_command() {
+    // Required when it is started, not before.
+    accepted(&[&[("/process", Value::Null)]]);
     refused(&[
-        (&[("/process", Value::Null)], "process", "missing"),
         (&[("/process/args", Value::Null)], "process.args", "missing"),
         (&[("/process/args", json!([]))], "process.args", "missing"),
         (
