@@ -308,6 +308,7 @@ fn every_row_names_a_test_that_is_there() {
         for file in [
             "tests.rs",
             "tests/mod.rs",
+            "tests/kernel_devices.rs",
             "tests/linux.rs",
             "tests/process.rs",
         ] {

@@ -228,7 +228,7 @@ fn from_flags(matches: &ArgMatches) -> Result<Value> {
                 continue;
             }
             _ if flag.field.is_empty() => {
-                let sentence = format!("--{}: Intel RDT is not supported", flag.name);
+                let sentence = format!("--{}: Intel RDT cannot be updated yet", flag.name);
                 return Err(Error::new(Kind::Usage, sentence));
             }
             Form::Text => json!(text),

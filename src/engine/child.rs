@@ -280,7 +280,9 @@ impl Child<'_> {
             Action::AllCpus
             | Action::Scheduler(_)
             | Action::IoPriority { .. }
+            | Action::MemoryPolicy(_)
             | Action::Personality { .. } => super::schedule::act(action),
+            Action::NetDevices { .. } => super::net_devices::ask(&self.inherited.sync),
             Action::ExecLabel { kind, label } => labels::HostProc::open()?.exec_label(*kind, label),
             Action::HostHooks => {
                 self.tell(&FromChild::HostHooks)?;

@@ -239,6 +239,9 @@ impl Execing<'_> {
             // runc's word for a process that is not the container's first.
             receiver.send("setns", pidfd.as_fd())?;
         }
+        if let Some(groups) = &self.record.resctrl {
+            super::rdt::enter(groups, pid.as_raw())?;
+        }
         channel
             .go()
             .map_err(|errno| Error::os("tell the process", "to go on", errno))?;
@@ -382,6 +385,7 @@ impl Execing<'_> {
                 }
                 FromChild::Failed(error) => return Err(error),
                 FromChild::HostHooks
+                | FromChild::NetDevices
                 | FromChild::Ready
                 | FromChild::Source { .. }
                 | FromChild::Born(_) => {

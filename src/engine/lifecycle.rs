@@ -317,6 +317,9 @@ fn delete_locked(dir: Dir, id: &str, force: bool) -> Result<()> {
     if let Some(mounted) = &record.mounted {
         super::shared_mounts::take_away(mounted)?;
     }
+    if let Some(groups) = &record.resctrl {
+        super::rdt::remove(groups)?;
+    }
     // Removed before the hooks run, as by runc: one that deletes the container, too, or makes the next
     // one of the same id, does not wait for the lock that is held here for its own end.
     dir.remove()?;

@@ -5,23 +5,23 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::sys::signal::SigSet;
-use nix::sys::stat::Mode as FileMode;
 use nix::unistd::Pid;
 
 use super::child::{self, Inherited};
 use super::hooks::{self, HookState};
+use super::inherit::inherit;
 use super::namespaces::{self, Joined};
+use super::net_devices::Moving;
 use super::relay::Relay;
 use super::sync::{self, End, FromChild};
 use super::terminal::{Destination, Receiver};
-use super::{Request, lifecycle, maps, pid_file, shared_mounts};
+use super::{Request, lifecycle, maps, pid_file, rdt, shared_mounts};
 use crate::cgroup::{Cgroup, Placed};
 use crate::error::{Error, Kind, Result};
 use crate::log;
 use crate::plan::{Asked, Degradation, Plan};
-use crate::state::{Dir, Mounted, Phase, Record, start_time};
+use crate::state::{Dir, Mounted, Phase, Record, Resctrl, start_time};
 use crate::sys::clone::{Born, CLONE_NEWTIME, clone_old, clone3, single_threaded};
 use crate::sys::process;
 
@@ -107,6 +107,8 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
         terminal,
         relay: None,
         pidfd_socket,
+        net_devices: None,
+        resctrl: None,
     };
     match making.all(request, &dir, &loaded.text, mode) {
         Ok((pid, start)) => Ok(Made {
@@ -163,6 +165,10 @@ struct Making<'a> {
     relay: Option<Relay>,
     /// Who is sent a pidfd of the child.
     pidfd_socket: Option<Receiver>,
+    /// Devices of the host that were moved to the container.
+    net_devices: Option<Moving>,
+    /// Its groups of resctrl.
+    resctrl: Option<Resctrl>,
 }
 
 impl Making<'_> {
@@ -193,6 +199,7 @@ impl Making<'_> {
         dir.keep_origin()?;
         // Opened before anything is made: most wrong paths end here.
         let joins = namespaces::open(plan)?;
+        let rdt = plan.rdt.as_ref().map(rdt::prepare).transpose()?;
         let mut cgroup = match plan.cgroup.scope {
             // systemd makes it once the child is there.
             Some(_) => Cgroup::pending(&plan.cgroup)?,
@@ -212,6 +219,16 @@ impl Making<'_> {
         if let (Some(receiver), Some((_, pidfd))) = (self.pidfd_socket.take(), &self.child) {
             // runc's word for a container's first process.
             receiver.send("standard", pidfd.as_fd())?;
+        }
+        if let Some(rdt) = rdt {
+            // Recorded before it is made, as the cgroup is.
+            let groups = rdt.record();
+            record.resctrl = Some(groups.clone());
+            dir.save(&record)?;
+            let groups = self.resctrl.insert(groups);
+            rdt.make()?;
+            rdt.set_up()?;
+            rdt::enter(groups, pid.as_raw())?;
         }
         self.settle(pid, &mut record)?;
         // The child is at work meanwhile: this costs no time.
@@ -377,6 +394,10 @@ impl Making<'_> {
                     self.relay = self.terminal.take(fds.unwrap_or_default())?;
                     self.go()?;
                 }
+                Some(FromChild::NetDevices) => {
+                    self.net_devices(fds.unwrap_or_default())?;
+                    self.go()?;
+                }
                 Some(FromChild::HostHooks) => {
                     self.host_hooks()?;
                     self.go()?;
@@ -413,6 +434,14 @@ impl Making<'_> {
             }),
             None => Ok(()),
         }
+    }
+
+    fn net_devices(&mut self, from_child: Vec<OwnedFd>) -> Result<()> {
+        let devices = self.plan.net_devices();
+        // Kept before the first is moved: a failure takes them back.
+        self.net_devices
+            .insert(Moving::prepare(from_child)?)
+            .all(devices)
     }
 
     fn pid(&self) -> Pid {
@@ -482,6 +511,14 @@ impl Making<'_> {
             shared_mounts::take_away(&mounted)
                 .unwrap_or_else(|error| log::warning(&format!("after a failure: {error}")));
         }
+        if let Some(groups) = self.resctrl.take() {
+            rdt::remove(&groups)
+                .unwrap_or_else(|error| log::warning(&format!("after a failure: {error}")));
+        }
+        // Their namespace is still there: it has a socket open in it.
+        if let Some(moving) = self.net_devices.take() {
+            moving.back();
+        }
         if let Some(placed) = self.cgroup.take() {
             lifecycle::remove_cgroup(&placed)
                 .unwrap_or_else(|error| log::warning(&format!("after a failure: {error}")));
@@ -525,47 +562,6 @@ pub(super) fn birth_remedy(errno: Errno) -> &'static str {
         Errno::EAGAIN => "a limit on processes is reached: pids.max of the cgroup, RLIMIT_NPROC",
         _ => "",
     }
-}
-
-/// Opens what the child gets, and makes the channel: (parent's end, the child's things).
-fn inherit(plan: &Plan, dir: &Dir, mode: &Mode, cgroup: &Cgroup) -> Result<(End, Inherited)> {
-    let (parent, sync) = sync::pair().map_err(|errno| Error::os("make", "a socket pair", errno))?;
-    let (fifo, late, signals) = match mode {
-        Mode::Run(signals) => (None, None, *signals),
-        Mode::Create => {
-            let fifo = make_fifo(&dir.fifo_path())?;
-            let late = make_fifo(&lifecycle::late_path(dir))?;
-            (
-                Some(fifo),
-                Some(late),
-                SigSet::thread_get_mask().unwrap_or(SigSet::empty()),
-            )
-        }
-    };
-    let entry = Some(cgroup.entry()?);
-    let wait = plan.birth.child_waits;
-    Ok((
-        parent,
-        Inherited {
-            sync,
-            fifo,
-            late,
-            entry,
-            wait,
-            signals,
-            joins: Vec::new(),
-            unprivileged: !nix::unistd::geteuid().is_root(),
-            time: false,
-            root: None,
-        },
-    ))
-}
-
-fn make_fifo(path: &Path) -> Result<OwnedFd> {
-    let fail = |errno| Error::os("make the fifo", path.display().to_string(), errno);
-    nix::unistd::mkfifo(path, FileMode::from_bits_truncate(0o600)).map_err(fail)?;
-    // Both directions: opening never waits, and the reader never sees the end of the file.
-    nix::fcntl::open(path, OFlag::O_RDWR | OFlag::O_CLOEXEC, FileMode::empty()).map_err(fail)
 }
 
 /// Tells a degradation: a warning, and an entry in the record.

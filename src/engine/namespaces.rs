@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use super::child::{self, Inherited};
 use super::sync::{End, FromChild};
 use crate::error::{Error, Kind, Result};
-use crate::plan::{Action, Existing, Plan};
+use crate::plan::{Action, Existing, Plan, Step};
 use crate::spec::names;
 use crate::sys::clone::{Born, clone_sibling};
 use crate::sys::fs::fs_magic;
@@ -61,7 +61,7 @@ pub fn open(plan: &Plan) -> Result<Vec<Joined>> {
         }
         let own = is_own(join.flag, &fd).map_err(fail)?;
         if own && join.flag == NET {
-            check_sysctls(plan)?;
+            check_own_network(plan)?;
         }
         if !(own && join.flag == USER) {
             found.push(Joined {
@@ -93,8 +93,17 @@ fn is_own(flag: u64, fd: &OwnedFd) -> nix::Result<bool> {
     Ok((own.st_dev, own.st_ino) == (this.st_dev, this.st_ino))
 }
 
-/// Parameters of the network that would be set in the runtime's own network namespace.
-fn check_sysctls(plan: &Plan) -> Result<()> {
+/// Parameters of the network that would be set in the runtime's own network namespace, and devices that
+/// would stay there.
+fn check_own_network(plan: &Plan) -> Result<()> {
+    let moves = |step: &Step| matches!(step.action, Action::NetDevices { .. });
+    if plan.steps.iter().any(moves) {
+        return Err(Error::spec(
+            "linux.netDevices",
+            "unable to move network devices without a private NET namespace: the path in \
+             linux.namespaces is that of isorun's own",
+        ));
+    }
     let net = plan.steps.iter().find_map(|step| match &step.action {
         Action::Sysctl { key, .. } if names::sysctl_dotted(key).starts_with("net.") => Some(key),
         _ => None,

@@ -1,9 +1,9 @@
-//! How the process is scheduled: CPU affinity, scheduler, I/O priority, personality.
+//! How the process is scheduled: CPU affinity, scheduler, I/O priority, memory policy, personality.
 
 use nix::errno::Errno;
 
 use crate::error::{Error, Kind, Result};
-use crate::plan::{Action, Scheduling};
+use crate::plan::{Action, MemoryPolicy, Scheduling};
 use crate::sys::sched::{self, MAX_CPUS, SchedAttr};
 
 /// Does one step of this part to the calling process.
@@ -26,6 +26,7 @@ pub fn act(action: &Action) -> Result<()> {
                 _ => error,
             }
         }),
+        Action::MemoryPolicy(policy) => memory_policy(policy),
         Action::Personality { name, domain } => sched::set_personality(*domain)
             .map_err(|errno| Error::os("linux.personality: set", name, errno)),
         other => Err(Error::new(
@@ -65,6 +66,24 @@ fn scheduler(wanted: &Scheduling) -> Result<()> {
                 error.remedy("the CPUs have not that much time left for deadlines")
             }
             (Errno::EINVAL, _) => error.remedy("the kernel lacks this policy or one of its flags"),
+            _ => error,
+        }
+    })
+}
+
+fn memory_policy(wanted: &MemoryPolicy) -> Result<()> {
+    sched::set_memory_policy(wanted.mode, &wanted.nodes).map_err(|errno| {
+        let error = Error::os("linux.memoryPolicy: set", &wanted.policy, errno);
+        match errno {
+            Errno::ENOSYS => error.remedy("the kernel has no NUMA support (CONFIG_NUMA), or a filter denies it"),
+            Errno::EPERM => error.remedy("a filter denies set_mempolicy(2) to isorun itself"),
+            Errno::EINVAL if wanted.nodes.is_empty() => {
+                error.remedy("the kernel lacks this mode or one of its flags")
+            }
+            Errno::EINVAL => error.remedy(
+                "none of these nodes is there or in linux.resources.cpu.mems, or the kernel lacks this \
+                 mode or one of its flags",
+            ),
             _ => error,
         }
     })

@@ -57,18 +57,20 @@ pub fn provide(
         ));
     };
     match plan.steps.get(number).map(|step| &step.action) {
-        Some(Action::OpenRoot { path }) => helped(mounts, || {
+        Some(Action::OpenRoot { path }) => helped(mounts, CloneFlags::CLONE_NEWNS, || {
             let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
             let place = nix::fcntl::open(path.as_path(), flags, Mode::empty())?;
             Ok(vec![open_source(path, true)?, place])
         })
         .map_err(|errno| Error::os("root.path: bind mount", path.display().to_string(), errno)),
         Some(Action::Mount(mount)) => match &mount.what {
-            MountKind::Bind { source, .. } if plain => helped(mounts, || {
-                let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-                nix::fcntl::open(source.as_path(), flags, Mode::empty()).map(|fd| vec![fd])
-            })
-            .map_err(|errno| failed(mount, source, errno)),
+            MountKind::Bind { source, .. } if plain => {
+                helped(mounts, CloneFlags::CLONE_NEWNS, || {
+                    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+                    nix::fcntl::open(source.as_path(), flags, Mode::empty()).map(|fd| vec![fd])
+                })
+                .map_err(|errno| failed(mount, source, errno))
+            }
             MountKind::Bind { source, recursive } => {
                 let tree = tree(mount, source, *recursive, mounts)?;
                 if let Some(mapping) = &mount.idmap {
@@ -94,7 +96,7 @@ fn failed(mount: &Mount, source: &Path, errno: Errno) -> Error {
 
 fn tree(mount: &Mount, source: &Path, recursive: bool, mounts: &OwnedFd) -> Result<OwnedFd> {
     let fail = |errno| failed(mount, source, errno);
-    let opened = helped(mounts, || {
+    let opened = helped(mounts, CloneFlags::CLONE_NEWNS, || {
         open_source(source, recursive).map(|tree| vec![tree])
     });
     match opened {
@@ -176,10 +178,14 @@ fn fork(namespaces: u64) -> nix::Result<Born> {
     }
 }
 
-/// Does `work` in a process of the host's identity in the mount namespace `mounts`, and gives what it
-/// opened.
-fn helped(
-    mounts: &OwnedFd,
+/// Does `work` in a process of the host's identity in the namespace `namespace` of this kind, and gives
+/// what it opened.
+///
+/// # Errors
+/// Those of `work`, of fork and of setns(2); ECHILD when the process ended without a word.
+pub(super) fn helped(
+    namespace: &OwnedFd,
+    kind: CloneFlags,
     work: impl FnOnce() -> nix::Result<Vec<OwnedFd>>,
 ) -> nix::Result<Vec<OwnedFd>> {
     let (here, there) = socketpair(
@@ -191,7 +197,7 @@ fn helped(
     let pid = match fork(0)? {
         Born::Child => {
             let opened = process::parent_death_signal(libc::SIGKILL)
-                .and_then(|()| nix::sched::setns(mounts, CloneFlags::CLONE_NEWNS))
+                .and_then(|()| nix::sched::setns(namespace, kind))
                 .and_then(|()| work());
             let (errno, opened) = match opened {
                 Ok(opened) => (0, opened),

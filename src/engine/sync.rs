@@ -11,6 +11,9 @@
 //!           <-------------------   Source n + namespaces  for sources that the child may not open
 //!   a helper opens it
 //!   Go + descriptors  --------->   steps...
+//!           <-------------------   NetDevices + namespace if there are any
+//!   moves them there
+//!   Go      ------------------->   steps...
 //!           <-------------------   HostHooks              if there are any
 //!   hooks prestart, createRuntime
 //!   Go      ------------------->   steps...
@@ -53,6 +56,8 @@ pub enum FromChild {
         /// Itself, in place of a detached copy.
         plain: bool,
     },
+    /// The network devices of the host are due, for the network namespace that comes with it.
+    NetDevices,
     /// The hooks prestart and createRuntime are due.
     HostHooks,
     /// The terminal's master, as the descriptor that comes with it.

@@ -9,6 +9,7 @@ use oci_spec::runtime::{
 
 use super::labels;
 use super::mounts;
+use super::net;
 use super::schedule;
 use super::step::{
     Action, Birth, CapSets, Existing, HostHooks, IdMap, Identity, Otherwise, Process, Step,
@@ -105,7 +106,7 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
         joined: joins(linux).iter().fold(0, |all, join| all | join.flag),
     };
     let hooks = Stages::of(spec);
-    let mut steps = begin(&context, process);
+    let mut steps = begin(&context, process)?;
     steps.extend(mounts::root(&context)?);
     steps.extend(around_hooks(&hooks));
     steps.extend(mounts::finish(&context, process, &steps));
@@ -116,13 +117,18 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
         &hooks.start_container,
         seccomp.as_ref(),
     )?);
+    let rdt = super::rdt::plan(linux, &asked.id);
+    let mut birth = birth(&context, process);
+    // It has to be in its group before it forks a hook or executes the program.
+    birth.child_waits |= rdt.is_some();
     Ok(Plan {
+        rdt,
         oci_version: spec.version().clone(),
         id: asked.id.clone(),
         bundle: loaded.bundle.clone(),
         rootfs: loaded.rootfs.clone(),
         annotations: spec.annotations().iter().flatten().map(pair).collect(),
-        birth: birth(&context, process),
+        birth,
         shares_mounts: context.shares_mounts(),
         steps,
         process: Process {
@@ -342,7 +348,7 @@ fn offsets(linux: &Linux) -> Option<Vec<String>> {
 }
 
 /// Steps that come before the file system.
-fn begin(context: &Context<'_>, process: &SpecProcess) -> Vec<Step> {
+fn begin(context: &Context<'_>, process: &SpecProcess) -> Result<Vec<Step>> {
     let mut steps: Vec<Step> = vec![Action::NewSession.into(), schedule::all_cpus()];
     if !context.asked.no_new_keyring {
         steps.push(keyring(
@@ -366,6 +372,7 @@ fn begin(context: &Context<'_>, process: &SpecProcess) -> Vec<Step> {
         steps.push(Action::NetworkNamespace.into());
         steps.push(Action::LoopbackUp.into());
     }
+    steps.extend(net::step(context.linux, context.host)?);
     if !context.in_user_namespace()
         && let Some(value) = process.oom_score_adj()
     {
@@ -393,7 +400,7 @@ fn begin(context: &Context<'_>, process: &SpecProcess) -> Vec<Step> {
         value: value.clone(),
     };
     steps.extend(sysctls.into_iter().map(|entry| sysctl(entry).into()));
-    steps
+    Ok(steps)
 }
 
 /// Who makes the keyring is its possessor and may do all; whoever has the container's user id, which

@@ -126,6 +126,7 @@ pub fn exec(
             lenient: false,
             ignored: Vec::new(),
         },
+        rdt: None,
         birth: Birth::default(),
         shares_mounts: false,
         steps,

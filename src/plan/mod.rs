@@ -9,7 +9,9 @@ mod degrade;
 mod exec;
 pub mod labels;
 mod mounts;
+mod net;
 mod print;
+mod rdt;
 pub mod schedule;
 mod step;
 
@@ -23,10 +25,11 @@ pub use exec::{Join, Joined, exec};
 pub use labels::LabelKind;
 pub use mounts::OVER_PROC;
 pub use print::text;
-pub use schedule::Scheduling;
+pub use rdt::Rdt;
+pub use schedule::{MemoryPolicy, Scheduling};
 pub use step::{
     Action, Birth, CapSets, Degradation, Device, Existing, HostHooks, IdMap, IdMapping, Identity,
-    Mount, MountKind, Otherwise, Process, Step,
+    Mount, MountKind, NetDevice, Otherwise, Process, Step,
 };
 
 use crate::cgroup::CgroupPlan;
@@ -68,6 +71,9 @@ pub struct Plan {
     pub annotations: BTreeMap<String, String>,
     /// The cgroup: directories, limits, device rules.
     pub cgroup: CgroupPlan,
+    /// The group of resctrl.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rdt: Option<Rdt>,
     /// How the first process is born.
     pub birth: Birth,
     /// It has no mount namespace: its mounts are its caller's (docs/decisions/0010).
@@ -106,6 +112,16 @@ impl Plan {
     pub fn terminal(&self) -> bool {
         let mut actions = self.steps.iter().map(|step| &step.action);
         actions.any(|action| matches!(action, Action::Terminal { .. }))
+    }
+
+    /// The network devices of the host that the container gets.
+    pub fn net_devices(&self) -> &[NetDevice] {
+        let mut actions = self.steps.iter().map(|step| &step.action);
+        let found = actions.find_map(|action| match action {
+            Action::NetDevices { devices } => Some(devices.as_slice()),
+            _ => None,
+        });
+        found.unwrap_or_default()
     }
 
     /// The hooks of one stage that the parent runs.

@@ -41,6 +41,15 @@ fn write_plan(out: &mut String, plan: &Plan) -> std::fmt::Result {
     for ignored in &plan.cgroup.ignored {
         writeln!(out, "  ignored    {}: {}", ignored.field, ignored.reason)?;
     }
+    if let Some(rdt) = &plan.rdt {
+        writeln!(out, "  resctrl    group /{}", rdt.group)?;
+        for line in &rdt.schemata {
+            writeln!(out, "  resctrl    schemata {line}")?;
+        }
+        if let Some(id) = &rdt.monitoring {
+            writeln!(out, "  resctrl    monitoring group {id}")?;
+        }
+    }
     let by = if plan.birth.between {
         "a process in between"
     } else {
@@ -107,6 +116,7 @@ fn describe(step: &Step, plan: &Plan) -> String {
         Action::AllCpus
         | Action::Scheduler(_)
         | Action::IoPriority { .. }
+        | Action::MemoryPolicy(_)
         | Action::Personality { .. } => super::schedule::describe(&step.action),
         Action::SessionKeyring { name, .. } => format!("session keyring {name}"),
         Action::ExecLabel { kind, label } => format!("label at exec: {kind:?} {label}"),
@@ -116,6 +126,16 @@ fn describe(step: &Step, plan: &Plan) -> String {
         Action::IpcNamespace => "IPC namespace".into(),
         Action::NetworkNamespace => "network namespace".into(),
         Action::LoopbackUp => "interface lo up".into(),
+        Action::NetDevices { devices } => {
+            let names: Vec<String> = devices
+                .iter()
+                .map(|device| match device.name == device.inside {
+                    true => device.name.clone(),
+                    false => format!("{} as {}", device.name, device.inside),
+                })
+                .collect();
+            format!("network devices of the host: {}", names.join(", "))
+        }
         Action::OomScoreAdj { value } => format!("oom_score_adj {value}"),
         Action::Hostname { name } => format!("hostname {name}"),
         Action::Domainname { name } => format!("domainname {name}"),

@@ -1,12 +1,13 @@
 //! The part of the plan that says how the process is scheduled.
 
 use oci_spec::runtime::{
-    IOPriorityClass, Linux, LinuxPersonalityDomain, LinuxSchedulerFlag, LinuxSchedulerPolicy,
-    Process as SpecProcess, Scheduler,
+    IOPriorityClass, Linux, LinuxMemoryPolicy, LinuxPersonalityDomain, LinuxSchedulerFlag,
+    LinuxSchedulerPolicy, Process as SpecProcess, Scheduler,
 };
 use serde::{Deserialize, Serialize};
 
 use super::step::{Action, Otherwise, Step};
+use crate::spec::{cpus, names};
 
 /// Policy and parameters of sched_setattr(2).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +34,18 @@ pub struct Scheduling {
     /// Nanoseconds.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub period: u64,
+}
+
+/// Mode and nodes of set_mempolicy(2).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryPolicy {
+    /// The mode and the flags as config.json has them, for people.
+    pub policy: String,
+    /// MPOL_* with MPOL_F_* bits.
+    pub mode: u32,
+    /// The nodes as bits, 64 in a word, without words of zeroes at the end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<u64>,
 }
 
 fn is_zero(n: &u64) -> bool {
@@ -77,6 +90,9 @@ pub fn steps(linux: &Linux, process: &SpecProcess) -> Vec<Step> {
             .into(),
         );
     }
+    if let Some(policy) = linux.memory_policy() {
+        steps.push(Action::MemoryPolicy(memory_policy(policy)).into());
+    }
     if let Some(personality) = linux.personality() {
         let (name, domain) = match personality.domain() {
             LinuxPersonalityDomain::PerLinux => ("LINUX", 0),
@@ -117,6 +133,29 @@ fn scheduling(scheduler: &Scheduler) -> Scheduling {
     }
 }
 
+/// Its nodes have been checked to be a list.
+fn memory_policy(policy: &LinuxMemoryPolicy) -> MemoryPolicy {
+    let (mode, number) = names::memory_policy(policy.mode());
+    let flags = policy.flags().iter().flatten();
+    let flags: Vec<(&str, u32)> = flags.map(|flag| names::memory_policy_flag(*flag)).collect();
+    let list = policy.nodes().as_deref().unwrap_or_default();
+    let mut nodes = cpus::parse(list)
+        .ok()
+        .flatten()
+        .map_or(Vec::new(), Vec::from);
+    while nodes.last() == Some(&0) {
+        nodes.pop();
+    }
+    MemoryPolicy {
+        policy: std::iter::once(mode)
+            .chain(flags.iter().map(|(name, _)| *name))
+            .collect::<Vec<_>>()
+            .join("|"),
+        mode: flags.iter().fold(number, |all, (_, bit)| all | bit),
+        nodes,
+    }
+}
+
 /// SCHED_FLAG_* of linux/sched.h.
 fn flag_bit(flag: LinuxSchedulerFlag) -> u64 {
     match flag {
@@ -150,6 +189,19 @@ pub(super) fn describe(action: &Action) -> String {
             text
         }
         Action::IoPriority { class, level, .. } => format!("I/O priority {class} {level}"),
+        Action::MemoryPolicy(policy) => {
+            let bits = policy.nodes.iter().enumerate().flat_map(|(word, bits)| {
+                let set = (0..64).filter(move |bit| bits >> bit & 1 == 1);
+                set.map(move |bit| (word * 64 + bit).to_string())
+            });
+            let nodes: Vec<String> = bits.collect();
+            let nodes = if nodes.is_empty() {
+                "none".into()
+            } else {
+                nodes.join(",")
+            };
+            format!("memory policy {}, nodes: {nodes}", policy.policy)
+        }
         Action::Personality { name, .. } => format!("personality {name}"),
         _ => String::new(),
     }

@@ -10,7 +10,7 @@ use oci_spec::runtime::Hook;
 use serde::{Deserialize, Serialize};
 
 use super::labels::LabelKind;
-use super::schedule::Scheduling;
+use super::schedule::{MemoryPolicy, Scheduling};
 use crate::cgroup::MountView;
 use crate::error::Error;
 
@@ -111,6 +111,8 @@ pub enum Action {
         /// 0 to 7, the highest first.
         level: u32,
     },
+    /// The NUMA memory policy: set_mempolicy(2).
+    MemoryPolicy(MemoryPolicy),
     /// The execution domain: personality(2).
     Personality {
         /// Its name in config.json.
@@ -155,6 +157,11 @@ pub enum Action {
     NetworkNamespace,
     /// The interface `lo` of the new network namespace goes up.
     LoopbackUp,
+    /// The parent moves devices of its network namespace to the container's.
+    NetDevices {
+        /// Which, in the order in which they are moved.
+        devices: Vec<NetDevice>,
+    },
     /// The badness for the OOM killer, -1000 to 1000: proc(5).
     OomScoreAdj {
         /// The value.
@@ -415,6 +422,15 @@ pub struct Device {
     pub uid: u32,
     /// Group, in the container.
     pub gid: u32,
+}
+
+/// A network device of the host that the container gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetDevice {
+    /// Its name on the host.
+    pub name: String,
+    /// Its name in the container; with `%d` the lowest number that is free there.
+    pub inside: String,
 }
 
 /// User, groups and capabilities of the process.

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::{Capabilities, Capability, LinuxNamespaceType, PosixRlimitType};
+use oci_spec::runtime::{
+    Capabilities, Capability, LinuxNamespaceType, MemoryPolicyFlagType, MemoryPolicyModeType,
+    PosixRlimitType,
+};
 
 /// A kind of namespace: what config.json calls it, its clone flag and its file in /proc/PID/ns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,6 +141,58 @@ pub fn rlimit(kind: PosixRlimitType) -> (u32, &'static str) {
         R::RlimitSigpending => (libc::RLIMIT_SIGPENDING as u32, "RLIMIT_SIGPENDING"),
         R::RlimitStack => (libc::RLIMIT_STACK as u32, "RLIMIT_STACK"),
     }
+}
+
+/// Modes of linux.memoryPolicy: MPOL_* of linux/mempolicy.h.
+pub const MEMORY_POLICIES: [(MemoryPolicyModeType, &str, u32); 7] = [
+    (MemoryPolicyModeType::MpolDefault, "MPOL_DEFAULT", 0),
+    (MemoryPolicyModeType::MpolPreferred, "MPOL_PREFERRED", 1),
+    (MemoryPolicyModeType::MpolBind, "MPOL_BIND", 2),
+    (MemoryPolicyModeType::MpolInterleave, "MPOL_INTERLEAVE", 3),
+    (MemoryPolicyModeType::MpolLocal, "MPOL_LOCAL", 4),
+    (
+        MemoryPolicyModeType::MpolPreferredMany,
+        "MPOL_PREFERRED_MANY",
+        5,
+    ),
+    (
+        MemoryPolicyModeType::MpolWeightedInterleave,
+        "MPOL_WEIGHTED_INTERLEAVE",
+        6,
+    ),
+];
+
+/// Flags of linux.memoryPolicy: MPOL_F_* of linux/mempolicy.h.
+pub const MEMORY_POLICY_FLAGS: [(MemoryPolicyFlagType, &str, u32); 3] = [
+    (
+        MemoryPolicyFlagType::MpolFNumaBalancing,
+        "MPOL_F_NUMA_BALANCING",
+        1 << 13,
+    ),
+    (
+        MemoryPolicyFlagType::MpolFRelativeNodes,
+        "MPOL_F_RELATIVE_NODES",
+        1 << 14,
+    ),
+    (
+        MemoryPolicyFlagType::MpolFStaticNodes,
+        "MPOL_F_STATIC_NODES",
+        1 << 15,
+    ),
+];
+
+/// Name and number of a mode.
+pub fn memory_policy(mode: MemoryPolicyModeType) -> (&'static str, u32) {
+    let found = MEMORY_POLICIES.iter().find(|(known, ..)| *known == mode);
+    found.map_or(("MPOL_DEFAULT", 0), |(_, name, number)| (name, *number))
+}
+
+/// Name and bit of a flag.
+pub fn memory_policy_flag(flag: MemoryPolicyFlagType) -> (&'static str, u32) {
+    let found = MEMORY_POLICY_FLAGS
+        .iter()
+        .find(|(known, ..)| *known == flag);
+    found.map_or(("", 0), |(_, name, bit)| (name, *bit))
 }
 
 /// Every capability: its place is its number in the kernel (capabilities(7)).

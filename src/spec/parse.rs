@@ -92,6 +92,13 @@ fn unknown(path: &Path<'_>) -> Option<String> {
     if top && OTHER_PLATFORMS.contains(&key.as_str()) {
         return Some(other_platform(key));
     }
+    // Not in oci-spec by these names, and of no effect by any: the specification has dropped them.
+    if let "linux.intelRdt.enableCMT" | "linux.intelRdt.enableMBM" = json_path(path).as_str() {
+        return Some(format!(
+            "{}: ignored, enableMonitoring takes its place since specification 1.3",
+            json_path(path)
+        ));
+    }
     let known = KNOWN.iter().find(|known| known.eq_ignore_ascii_case(key))?;
     // The right name in the wrong place is a name that the specification does not know there.
     (known != key).then(|| {

@@ -17,7 +17,7 @@ mod record;
 mod store;
 
 pub use process::{is_alive, never_executed, start_time};
-pub use record::{Mounted, Phase, Record, Status};
+pub use record::{Mounted, Phase, Record, Resctrl, Status};
 pub use store::{Dir, Entry, Store};
 
 use crate::error::{Error, Kind, Result};

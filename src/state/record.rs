@@ -76,6 +76,16 @@ impl fmt::Display for Status {
     }
 }
 
+/// The groups of the resctrl file system that a container's processes are in: linux.intelRdt.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resctrl {
+    /// Directories whose `tasks` every process of the container is written to, in this order.
+    pub tasks: Vec<PathBuf>,
+    /// Directories that were made for the container and go with it, in this order.
+    #[serde(default)]
+    pub remove: Vec<PathBuf>,
+}
+
 /// Everything that later commands need to know about a container; the contents of state.json.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -116,6 +126,9 @@ pub struct Record {
     /// What the cgroup manager needs to find the container's cgroup again.
     #[serde(default)]
     pub cgroup: Option<serde_json::Value>,
+    /// Its groups of resctrl.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resctrl: Option<Resctrl>,
     /// `linux.resources` as updates have left it, as far as later ones depend on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<serde_json::Value>,
@@ -155,6 +168,7 @@ impl Record {
             poststart: Vec::new(),
             poststop: Vec::new(),
             cgroup: None,
+            resctrl: None,
             resources: None,
             no_new_keyring: false,
             mounted: None,

@@ -8,6 +8,7 @@ pub mod clone;
 pub mod fs;
 pub mod mount;
 pub mod net;
+pub mod netlink;
 pub mod process;
 pub mod sched;
 pub mod seccomp;

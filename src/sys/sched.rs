@@ -1,4 +1,5 @@
-//! How a process is scheduled: sched_setattr(2), sched_setaffinity(2), ioprio_set(2), personality(2).
+//! How a process is scheduled: sched_setattr(2), sched_setaffinity(2), ioprio_set(2), set_mempolicy(2),
+//! personality(2).
 
 /// `struct sched_attr` of linux/sched/types.h, as Linux 5.3 has it. Older kernels know the first 48
 /// bytes, and take the rest as long as it is zero.
@@ -78,6 +79,24 @@ pub fn set_io_priority(class: u32, level: u32) -> nix::Result<()> {
         .map(drop)
 }
 
+/// Sets the NUMA memory policy of this thread, which its children and the programs that they execute
+/// inherit: `mode` is MPOL_* with MPOL_F_* bits, `nodes` a mask, 64 in a word (set_mempolicy(2)).
+///
+/// # Errors
+/// EINVAL for a mode, a flag or nodes that the kernel or the cpuset does not have; ENOSYS without NUMA.
+pub fn set_memory_policy(mode: u32, nodes: &[u64]) -> nix::Result<()> {
+    // The kernel takes one bit less than it is told of; none at all for no mask.
+    let (mask, bits) = match nodes.len() {
+        0 => (std::ptr::null(), 0),
+        words => (nodes.as_ptr(), words * 64 + 1),
+    };
+    // SAFETY: a pointer to as many bits as are said but one, which the kernel only reads, or none.
+    super::checked(unsafe {
+        libc::syscall(libc::SYS_set_mempolicy, mode as libc::c_int, mask, bits)
+    })
+    .map(drop)
+}
+
 /// Sets the execution domain of this process, PER_* of linux/personality.h (personality(2)).
 ///
 /// # Errors
@@ -102,6 +121,10 @@ mod tests {
         assert_eq!(set_attr(bad), Err(Errno::EINVAL));
         assert_eq!(set_affinity(0, &[0; MAX_CPUS / 64]), Err(Errno::EINVAL));
         assert_eq!(set_io_priority(7, 9), Err(Errno::EINVAL));
+        if std::path::Path::new("/proc/self/numa_maps").exists() {
+            assert_eq!(set_memory_policy(77, &[1]), Err(Errno::EINVAL));
+            assert_eq!(set_memory_policy(0, &[]), Ok(()));
+        }
     }
 
     #[test]

@@ -84,18 +84,11 @@ fn fields_that_are_not_acted_on_are_named() {
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/spec-support.md"));
     let docs = docs.unwrap_or_default();
     for (pointer, value, name) in [
-        ("/linux/intelRdt", json!({"closID": "x"}), "intelRdt"),
         (
             "/linux/personality",
             json!({"domain": "LINUX32"}),
             "personality",
         ),
-        (
-            "/linux/memoryPolicy",
-            json!({"mode": "MPOL_BIND", "nodes": "0"}),
-            "memoryPolicy",
-        ),
-        ("/linux/netDevices", json!({"eth0": {}}), "netDevices"),
         (
             "/process/scheduler",
             json!({"policy": "SCHED_BATCH"}),
@@ -148,4 +141,27 @@ fn help_names_what_works_and_nothing_else() {
         assert!(!listed || works, "{later} is in the help and does not work");
     }
     assert!(runtime().isorun);
+}
+
+/// Few machines have resctrl; on those the container's group would be seen.
+#[test]
+fn intel_rdt_without_resctrl_is_refused() {
+    isorun_only!("runc looks for it only when schemata are given");
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    if mounts.contains(" - resctrl ") {
+        skip!("this host has resctrl");
+    }
+    for rdt in [
+        json!({}),
+        json!({"closID": "gold", "l3CacheSchema": "L3:0=f"}),
+        json!({"enableMonitoring": true}),
+    ] {
+        let mut bundle = Bundle::new();
+        bundle.set("/linux/intelRdt", rdt);
+        let out = bundle.run().code(1);
+        let says =
+            "linux.intelRdt: no resctrl file system is mounted on this host; mount -t resctrl";
+        assert!(out.stderr.contains(says), "{out:#?}");
+        bundle.assert_gone();
+    }
 }

@@ -40,6 +40,7 @@ mod mounts_idmap;
 mod mounts_root;
 mod mounts_targets;
 mod namespaces;
+mod net_devices;
 mod pause;
 mod process;
 mod ps;

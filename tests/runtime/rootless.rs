@@ -521,3 +521,17 @@ fn the_listener_of_a_filter_that_notifies() {
     assert_eq!(bundle.run().ok().text(), "ret -1 errno 44");
     agent.finish().ok();
 }
+
+/// The host's devices are not its user's to move.
+#[test]
+fn network_devices_are_refused() {
+    since_runc!(1, 4, "linux.netDevices");
+    let mut bundle = rootless(&[[0, USER, 1]]);
+    bundle.set("/linux/netDevices", json!({"lo": {"name": "lo2"}}));
+    let out = bundle.run().code(1);
+    if runtime().isorun {
+        let says = "linux.netDevices: network devices are not supported for rootless containers";
+        assert!(out.stderr.contains(says), "{out:#?}");
+    }
+    bundle.assert_gone();
+}

@@ -289,3 +289,94 @@ fn exec_cpu_affinity_is_checked_and_does_nothing_to_init() {
         bundle.assert_gone();
     }
 }
+
+/// The policies of the memory of a program, as the kernel shows them (numa(7)).
+const POLICIES: &str = "awk '{print $2}' /proc/self/numa_maps | sort -u";
+
+#[test]
+fn memory_policies() {
+    since_runc!(1, 4, "linux.memoryPolicy");
+    if !std::path::Path::new("/proc/self/numa_maps").exists() {
+        skip!("this kernel has no NUMA support");
+    }
+    for (policy, shown) in [
+        (json!({"mode": "MPOL_DEFAULT"}), "default"),
+        (json!({"mode": "MPOL_BIND", "nodes": "0"}), "bind:0"),
+        (
+            json!({"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]}),
+            "bind=static:0",
+        ),
+        (
+            json!({"mode": "MPOL_BIND", "nodes": "0-1", "flags": ["MPOL_F_RELATIVE_NODES"]}),
+            "bind=relative:0-1",
+        ),
+        (
+            json!({"mode": "MPOL_INTERLEAVE", "nodes": " 0 ,"}),
+            "interleave:0",
+        ),
+        (json!({"mode": "MPOL_PREFERRED", "nodes": "0"}), "prefer:0"),
+        (json!({"mode": "MPOL_PREFERRED", "nodes": ""}), "local"),
+        (json!({"mode": "MPOL_LOCAL"}), "local"),
+    ] {
+        let mut bundle = Bundle::sh(POLICIES);
+        bundle.set("/linux/memoryPolicy", policy.clone());
+        let out = bundle.run().ok();
+        let relative = shown.contains("relative") && out.text() == "bind=relative:0";
+        assert!(out.text() == shown || relative, "{policy}: {out:#?}");
+    }
+}
+
+#[test]
+fn newer_memory_policies() {
+    since_runc!(1, 4, "linux.memoryPolicy");
+    for (mode, shown) in [
+        ("MPOL_PREFERRED_MANY", "prefer (many):0"),
+        ("MPOL_WEIGHTED_INTERLEAVE", "weighted interleave:0"),
+    ] {
+        let mut bundle = Bundle::sh("cut -d ' ' -f 2-3 /proc/self/numa_maps | sort -u");
+        bundle.set("/linux/memoryPolicy", json!({"mode": mode, "nodes": "0"}));
+        let out = bundle.run();
+        if out.code != 0 && out.stderr.contains("EINVAL") {
+            skip!("this kernel is older than {mode}: {}", out.stderr.trim());
+        }
+        assert!(
+            out.ok().text().contains(shown.split(' ').next().unwrap()),
+            "{mode}"
+        );
+    }
+}
+
+/// All of the container's processes have it, also where the filter denies the call to them.
+#[test]
+fn exec_has_the_memory_policy() {
+    since_runc!(1, 4, "linux.memoryPolicy");
+    let mut bundle = Bundle::new();
+    bundle.args(&["sleep", "1000"]).set(
+        "/linux/memoryPolicy",
+        json!({"mode": "MPOL_INTERLEAVE", "nodes": "0"}),
+    );
+    bundle.set(
+        "/linux/seccomp",
+        json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+            {"names": ["set_mempolicy"], "action": "SCMP_ACT_ERRNO"}]}),
+    );
+    bundle.run_detached().ok();
+    let out = bundle.call(&["exec", &bundle.id, "sh", "-c", POLICIES]);
+    assert_eq!(out.ok().text(), "interleave:0");
+}
+
+#[test]
+fn a_memory_policy_that_the_kernel_refuses() {
+    since_runc!(1, 4, "linux.memoryPolicy");
+    let mut bundle = Bundle::new();
+    bundle.set(
+        "/linux/memoryPolicy",
+        json!({"mode": "MPOL_BIND", "nodes": "1000", "flags": ["MPOL_F_STATIC_NODES"]}),
+    );
+    let out = bundle.run().code(1);
+    if runtime().isorun {
+        let says = "linux.memoryPolicy: set MPOL_BIND|MPOL_F_STATIC_NODES: EINVAL: Invalid argument; none of these nodes";
+        assert!(out.stderr.contains(says), "{out:#?}");
+    }
+    bundle.assert_gone();
+}

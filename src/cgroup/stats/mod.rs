@@ -34,7 +34,7 @@ pub struct Stats {
     pub blkio: Blkio,
     /// Huge pages, by their size.
     pub hugetlb: BTreeMap<String, Hugetlb>,
-    /// Always empty: isorun has no Intel RDT yet.
+    /// Always empty: statistics of Intel RDT are not read.
     pub intel_rdt: BTreeMap<String, ()>,
     /// Always null, as in runc: networks are the engine's.
     pub network_interfaces: Option<()>,

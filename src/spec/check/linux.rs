@@ -4,7 +4,7 @@ use oci_spec::runtime::{
     Linux, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, LinuxResources, Spec,
 };
 
-use super::{has_namespace, has_new_namespace, later, no_null, process};
+use super::{has_namespace, has_new_namespace, memory_policy, net, no_null, process, rdt};
 use crate::error::{Error, Result};
 use crate::spec::{mounts, names};
 
@@ -33,20 +33,12 @@ pub(super) fn check(spec: &Spec, notes: &mut Vec<String>) -> Result<()> {
     if let Some(resources) = linux.resources() {
         self::resources(resources, notes)?;
     }
-    for (name, there) in [
-        ("intelRdt", linux.intel_rdt().is_some()),
-        ("memoryPolicy", linux.memory_policy().is_some()),
-        (
-            "netDevices",
-            linux
-                .net_devices()
-                .as_ref()
-                .is_some_and(|map| !map.is_empty()),
-        ),
-    ] {
-        if there {
-            return Err(later(format!("linux.{name}")));
-        }
+    net::check(spec, linux)?;
+    if let Some(policy) = linux.memory_policy() {
+        memory_policy::check(policy)?;
+    }
+    if let Some(rdt) = linux.intel_rdt() {
+        rdt::check(rdt, notes)?;
     }
     super::label("linux.mountLabel", linux.mount_label().as_deref())?;
     if linux

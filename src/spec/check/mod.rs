@@ -7,7 +7,10 @@
 
 mod hooks;
 mod linux;
+mod memory_policy;
+mod net;
 mod process;
+mod rdt;
 mod schedule;
 #[cfg(test)]
 mod tests;
@@ -86,11 +89,6 @@ pub fn check_process(process: &oci_spec::runtime::Process, spec: &Spec) -> Resul
     let mut notes = Vec::new();
     process::check(process, spec.linux().as_ref(), &mut notes)?;
     Ok(notes)
-}
-
-/// What isorun will do one day and does not yet: refused, so that nobody relies on it unnoticed.
-fn later(field: impl Into<String>) -> Error {
-    Error::spec(field, "not supported by this version of isorun").remedy("leave it out")
 }
 
 /// Refuses what no system call can be told: a string with a null byte.

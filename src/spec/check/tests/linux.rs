@@ -381,27 +381,9 @@ fn paths_and_what_comes_later() {
             "quote",
         ),
         (
-            &[("/linux/intelRdt", json!({}))],
-            "linux.intelRdt",
-            "not supported",
-        ),
-        (
             &[("/linux/personality", json!({"domain": "BSD"}))],
             "linux.personality.domain",
             "unknown variant",
-        ),
-        (
-            &[(
-                "/linux/memoryPolicy",
-                json!({"mode": "MPOL_BIND", "nodes": "0"}),
-            )],
-            "linux.memoryPolicy",
-            "not supported",
-        ),
-        (
-            &[("/linux/netDevices", json!({"eth0": {}}))],
-            "linux.netDevices",
-            "not supported",
         ),
         (
             &[("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_FROB"}))],

@@ -1,5 +1,6 @@
 //! Every rule, as a row: what is changed in a good config.json, and what is said about it.
 
+mod kernel_devices;
 mod linux;
 mod process;
 
