@@ -17,6 +17,8 @@ pub mod cgroup;
 #[forbid(unsafe_code)]
 pub mod cli;
 #[forbid(unsafe_code)]
+pub mod doctor;
+#[forbid(unsafe_code)]
 pub mod engine;
 #[forbid(unsafe_code)]
 pub mod error;

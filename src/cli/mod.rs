@@ -6,6 +6,7 @@
 mod create;
 mod delete;
 mod demo;
+mod doctor;
 mod events;
 mod exec;
 mod features;
@@ -64,6 +65,7 @@ const COMMANDS: &[Entry] = &[
     spec::ENTRY,
     features::ENTRY,
     plan::ENTRY,
+    doctor::ENTRY,
     install::ENTRY,
     demo::ENTRY,
 ];

@@ -108,6 +108,8 @@ pub struct Facts {
     /// told; the network and mount namespaces cannot.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub foreign_namespaces: Vec<String>,
+    /// systemd is what the machine was booted with: /run/systemd/system is there (sd_booted(3)).
+    pub systemd: bool,
     /// The caller's ranges of ids in /etc/subuid and /etc/subgid; nothing for root.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subids: Option<SubIds>,
@@ -125,6 +127,8 @@ pub struct SubIds {
     pub uids: Vec<(u32, u32)>,
     /// The same in /etc/subgid.
     pub gids: Vec<(u32, u32)>,
+    /// The first id after all ranges in both files, from which on nobody has any.
+    pub free: u32,
     /// newuidmap and newgidmap are in PATH.
     pub helpers: bool,
 }
@@ -137,7 +141,7 @@ impl Facts {
         let kernel = text("/proc/sys/kernel/osrelease").trim().to_string();
         let foreign = foreign_namespaces();
         Self {
-            surroundings: Surroundings::read(&kernel, foreign.iter().any(|kind| kind == "pid")),
+            surroundings: Surroundings::read(&kernel, &foreign),
             kernel,
             distro: Distro::read(),
             seccomp: field(&status, "Seccomp").parse().unwrap_or(0),
@@ -151,6 +155,7 @@ impl Facts {
             covered_proc: covered(&mounts, "/proc/"),
             covered_sys: covered(&mounts, "/sys/"),
             foreign_namespaces: foreign,
+            systemd: std::path::Path::new("/run/systemd/system").is_dir(),
             subids: (!nix::unistd::geteuid().is_root()).then(SubIds::read),
             gpu: Gpu::read(),
         }
@@ -174,7 +179,8 @@ impl Facts {
 }
 
 impl SubIds {
-    fn read() -> Self {
+    /// Looks up the caller in /etc/passwd, /etc/subuid, /etc/subgid and PATH.
+    pub fn read() -> Self {
         let uid = nix::unistd::getuid().as_raw().to_string();
         let passwd = text("/etc/passwd");
         let user = passwd
@@ -183,10 +189,11 @@ impl SubIds {
             .and_then(|line| line.split(':').next())
             .unwrap_or(&uid)
             .to_string();
-        let ranges = |file| ranges(&text(file), &user, &uid);
+        let (uids, gids) = (text("/etc/subuid"), text("/etc/subgid"));
         Self {
-            uids: ranges("/etc/subuid"),
-            gids: ranges("/etc/subgid"),
+            uids: ranges(&uids, &user, &uid),
+            gids: ranges(&gids, &user, &uid),
+            free: free(&uids).max(free(&gids)),
             helpers: in_path("newuidmap") && in_path("newgidmap"),
             user,
         }
@@ -202,6 +209,16 @@ fn ranges(text: &str, user: &str, uid: &str) -> Vec<(u32, u32)> {
         (name == user || name == uid).then_some((first, count))
     };
     text.lines().filter_map(range).collect()
+}
+
+/// The first id after all ranges of subuid(5), and not below where useradd(8) begins.
+fn free(text: &str) -> u32 {
+    let end = |line: &str| {
+        let mut parts = line.trim().split(':').skip(1);
+        let first: u32 = parts.next()?.parse().ok()?;
+        first.checked_add(parts.next()?.parse().ok()?)
+    };
+    text.lines().filter_map(end).fold(100_000, u32::max)
 }
 
 /// Whether a program of this name is in PATH.
@@ -347,6 +364,7 @@ mod tests {
             [(100_000, 65536), (300_000, 10)]
         );
         assert_eq!(ranges(file, "eve", "7"), []);
+        assert_eq!((free(file), free("")), (300_010, 100_000));
     }
 
     #[test]

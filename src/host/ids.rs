@@ -18,8 +18,23 @@ impl Caps {
     pub const MKNOD: u32 = 27;
     /// Number of CAP_NET_ADMIN.
     pub const NET_ADMIN: u32 = 12;
+    /// Number of CAP_SETFCAP.
+    pub const SETFCAP: u32 = 31;
     /// Number of CAP_MAC_ADMIN.
     pub const MAC_ADMIN: u32 = 33;
+
+    /// The name of one of the numbers above.
+    pub fn name(cap: u32) -> &'static str {
+        match cap {
+            Self::SYS_ADMIN => "CAP_SYS_ADMIN",
+            Self::SYS_RESOURCE => "CAP_SYS_RESOURCE",
+            Self::MKNOD => "CAP_MKNOD",
+            Self::NET_ADMIN => "CAP_NET_ADMIN",
+            Self::MAC_ADMIN => "CAP_MAC_ADMIN",
+            Self::SETFCAP => "CAP_SETFCAP",
+            _ => "a capability",
+        }
+    }
 
     /// The effective capabilities of this process; none where they cannot be read.
     pub fn effective() -> Self {

@@ -142,6 +142,20 @@ pub fn fork_sibling() -> nix::Result<i32> {
         .map(|pid| pid as i32)
 }
 
+/// Forks a child into new namespaces (`namespaces`: CLONE_NEW* bits) by clone(2) alone: 0 in the child,
+/// its pid in the parent. For kernels and filters that have nothing newer.
+///
+/// # Errors
+/// Those of clone(2).
+///
+/// As with [`clone3`], the caller must have one thread only.
+pub fn fork_into(namespaces: u64) -> nix::Result<i32> {
+    let flags = namespaces | libc::SIGCHLD as u64;
+    // SAFETY: as in clone3: neither CLONE_VM nor a stack, and no pointer is passed.
+    super::checked(unsafe { libc::syscall(libc::SYS_clone, flags, 0u64, 0u64, 0u64, 0u64) })
+        .map(|pid| pid as i32)
+}
+
 /// Whether this process has exactly one thread (st_nlink of /proc/self/task counts them).
 /// True when /proc cannot be read: nothing in isorun starts threads.
 pub fn single_threaded() -> bool {

@@ -76,6 +76,16 @@ pub fn cloexec_from(first: u32) -> nix::Result<()> {
     }
 }
 
+/// Closes the descriptors from `first` to `last` by close_range(2) and nothing else. Descriptors that a
+/// value owns must not be among them.
+///
+/// # Errors
+/// ENOSYS before Linux 5.9.
+pub fn close_range(first: u32, last: u32) -> nix::Result<()> {
+    // SAFETY: plain numbers; what is closed is nobody's, see above.
+    super::checked(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
+}
+
 /// Closes every descriptor from `first` on, but those in `keep`. Descriptors that a value owns and
 /// that is dropped later must be in `keep`: meant for a child that never drops its parent's values.
 pub fn close_from(first: u32, mut keep: Vec<RawFd>) -> nix::Result<()> {
@@ -230,6 +240,30 @@ pub fn memfd(name: &CStr) -> nix::Result<OwnedFd> {
     let fd = super::checked(fd.into())? as RawFd;
     // SAFETY: made just now.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Whether a page of `file`, which has one, can be mapped for execution; it is unmapped again.
+///
+/// # Errors
+/// EPERM on a file system mounted noexec; those of mmap(2).
+pub fn maps_executable(file: BorrowedFd<'_>) -> nix::Result<()> {
+    let protection = libc::PROT_READ | libc::PROT_EXEC;
+    // SAFETY: the kernel chooses an address where nothing is mapped.
+    let page = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            1,
+            protection,
+            libc::MAP_PRIVATE,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    if page == libc::MAP_FAILED {
+        return Err(Errno::last());
+    }
+    // SAFETY: the mapping that was made above, which nothing refers to.
+    super::checked(unsafe { libc::munmap(page, 1) }.into()).map(drop)
 }
 
 /// Forbids every change of a memfd for good.

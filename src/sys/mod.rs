@@ -3,9 +3,11 @@
 //! Each function is one system call, or one that libc and nix do not wrap, with the kernel's own
 //! names and errnos. Nothing here decides anything.
 
+pub mod ask;
 pub mod bpf;
 pub mod clone;
 pub mod fs;
+pub mod landlock;
 pub mod mount;
 pub mod net;
 pub mod netlink;

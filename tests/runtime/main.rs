@@ -20,6 +20,8 @@ mod concurrency;
 mod denied;
 mod descriptors;
 mod devices;
+mod doctor;
+mod doctor_nested;
 mod events;
 mod exec;
 mod exec_safety;

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 use crate::harness::{Bundle, View, cgroups_named, runtime, view};
 
-const USER: u32 = 31_000;
-const FIRST_SUB: u32 = 500_000;
+pub const USER: u32 = 31_000;
+pub const FIRST_SUB: u32 = 500_000;
 
 /// Runs what follows its first argument (a directory with the three files) as the user.
 const AS_USER: &str = r#"
@@ -37,7 +37,7 @@ fn chown_tree(path: &Path, owner: u32) {
 }
 
 /// A bundle of the user, in a user namespace with these maps; run as the user.
-fn rootless(lines: &[[u32; 3]]) -> Bundle {
+pub fn rootless(lines: &[[u32; 3]]) -> Bundle {
     let mut bundle = Bundle::new();
     bundle.namespace("user");
     bundle
@@ -89,12 +89,12 @@ fn become_user(bundle: &mut Bundle) {
     .to_vec();
 }
 
-fn has_helpers() -> bool {
+pub fn has_helpers() -> bool {
     Path::new("/usr/bin/newuidmap").exists()
 }
 
 /// Whether the user can get at the runtime's binary: a checkout may lie below a private directory.
-fn reachable(bundle: &Bundle) -> bool {
+pub fn reachable(bundle: &Bundle) -> bool {
     bundle.call(&["--version"]).code == 0
 }
 

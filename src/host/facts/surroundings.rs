@@ -87,12 +87,15 @@ struct Marks<'a> {
     variable: &'a str,
     kubernetes: bool,
     cgroup: &'a str,
+    /// The pid namespace is not the machine's first one.
     foreign_pids: bool,
+    /// Some namespace is not.
+    foreign: bool,
 }
 
 impl Surroundings {
-    /// Looks from inside; `foreign_pids`: the pid namespace is not the machine's first one.
-    pub fn read(kernel: &str, foreign_pids: bool) -> Self {
+    /// Looks from inside; `foreign`: the kinds of namespaces that are not the machine's first ones.
+    pub fn read(kernel: &str, foreign: &[String]) -> Self {
         let there = |path: &str| std::path::Path::new(path).exists();
         Self::by(&Marks {
             kernel,
@@ -102,14 +105,17 @@ impl Surroundings {
             kubernetes: std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()
                 || there("/var/run/secrets/kubernetes.io"),
             cgroup: &text("/proc/self/cgroup"),
-            foreign_pids,
+            foreign_pids: foreign.iter().any(|kind| kind == "pid"),
+            // A user namespace alone is no container: engines without root make one, too.
+            foreign: foreign.iter().any(|kind| kind != "user"),
         })
     }
 
     fn by(marks: &Marks<'_>) -> Self {
         use SandboxKind::{Container, Docker, Kubernetes, Lxc, None, Nspawn, Podman};
         let path = |part: &str| marks.cgroup.contains(part);
-        // Those that say most come first: a pod of Docker's or containerd's has a mark of both.
+        // Those that say most come first: a pod of Docker's or containerd's has a mark of both. A mark that
+        // an image left on a virtual machine's disk says nothing: a container has namespaces of its own.
         let signs = [
             (
                 marks.kubernetes,
@@ -143,7 +149,10 @@ impl Surroundings {
                 "the pid namespace is not the machine's",
             ),
         ];
-        let seen: Vec<_> = signs.iter().filter(|(seen, ..)| *seen).collect();
+        let seen: Vec<_> = signs
+            .iter()
+            .filter(|(seen, ..)| *seen && marks.foreign)
+            .collect();
         let lower = marks.kernel.to_lowercase();
         let wsl = match () {
             () if lower.contains("wsl2") => Some(2),
@@ -192,6 +201,7 @@ mod tests {
                 Marks {
                     dockerenv: true,
                     foreign_pids: true,
+                    foreign: true,
                     ..Marks::default()
                 },
                 SandboxKind::Docker,
@@ -199,8 +209,18 @@ mod tests {
             ),
             (
                 Marks {
+                    dockerenv: true,
+                    cgroup: "0::/",
+                    ..Marks::default()
+                },
+                SandboxKind::None,
+                None,
+            ),
+            (
+                Marks {
                     cgroup: "0::/kubepods.slice/x",
                     dockerenv: true,
+                    foreign: true,
                     ..Marks::default()
                 },
                 SandboxKind::Kubernetes,
@@ -210,6 +230,7 @@ mod tests {
                 Marks {
                     containerenv: true,
                     variable: "oci",
+                    foreign: true,
                     ..Marks::default()
                 },
                 SandboxKind::Podman,
@@ -218,6 +239,7 @@ mod tests {
             (
                 Marks {
                     foreign_pids: true,
+                    foreign: true,
                     ..Marks::default()
                 },
                 SandboxKind::Container,

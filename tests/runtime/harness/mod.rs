@@ -166,6 +166,17 @@ macro_rules! isorun_only {
     };
 }
 
+/// Leaves a test of `isorun doctor` where that says nothing: on a reference, and where integration/deny
+/// has put a filter of its own around the runtime.
+macro_rules! doctors {
+    () => {
+        isorun_only!("doctor is a command of isorun's own");
+        if std::env::var_os("ISORUN_TEST_DENIED").is_some() {
+            skip!("doctor's tests bring their own filters");
+        }
+    };
+}
+
 /// Leaves the test on a runc older than the one that has the feature.
 macro_rules! since_runc {
     ($major:literal, $minor:literal, $what:literal) => {
