@@ -1,6 +1,5 @@
 //! Makes a planned cgroup, and puts processes into it.
 
-use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,6 +7,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
+use super::device_change;
 use super::devices::Devices;
 use super::fs;
 use super::hierarchies::Mode;
@@ -17,8 +17,8 @@ use crate::error::{Error, Kind, Result};
 use crate::sys::bpf;
 
 /// What [`refused_devices`] knows the errors of eBPF by.
-const LOAD: &str = "load the eBPF program for linux.resources.devices of cgroup";
-const ATTACH: &str = "attach the eBPF program for linux.resources.devices to cgroup";
+pub(super) const LOAD: &str = "load the eBPF program for linux.resources.devices of cgroup";
+pub(super) const ATTACH: &str = "attach the eBPF program for linux.resources.devices to cgroup";
 
 /// What runc says where a cgroup needs a permission that a rootless caller does not have.
 pub(super) const ROOTLESS: &str =
@@ -377,27 +377,32 @@ fn enable(dir: &PlannedDir, parent: &Path, made: &mut Vec<PathBuf>) -> Result<()
 /// Gives a new v1 cpuset the CPUs and memory nodes of its parent: without, nothing can enter it.
 fn inherit_cpuset(path: &Path, mount: &Path) -> Result<()> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
-        filled(path, mount, file)?;
+        fill(path, mount, file)?;
     }
     Ok(())
 }
 
-/// The contents of `file`, filled from above where it is empty.
-fn filled(path: &Path, mount: &Path, file: &str) -> Result<String> {
-    let name = path.join(file);
-    let own = fs::read_path(&name)
-        .map_err(|errno| Error::os("read", name.display().to_string(), errno))?;
-    if !own.trim().is_empty() || path == mount {
-        return Ok(own);
+/// Fills `file` from above where it is empty, and in those above as well.
+fn fill(path: &Path, mount: &Path, file: &str) -> Result<()> {
+    let mut empty: Vec<&Path> = Vec::new();
+    for level in path.ancestors() {
+        let name = level.join(file);
+        let text = fs::read_path(&name)
+            .map_err(|errno| Error::os("read", name.display().to_string(), errno))?;
+        if text.trim().is_empty() && level != mount {
+            empty.push(level);
+            continue;
+        }
+        for level in empty.iter().rev() {
+            fs::open_dir(level)
+                .and_then(|fd| fs::write_in(fd.as_fd(), file, text.trim()))
+                .map_err(|errno| {
+                    Error::os("write", level.join(file).display().to_string(), errno)
+                })?;
+        }
+        return Ok(());
     }
-    let from = match path.parent() {
-        Some(parent) => filled(parent, mount, file)?,
-        None => return Ok(own),
-    };
-    fs::open_dir(path)
-        .and_then(|fd| fs::write_in(fd.as_fd(), file, from.trim()))
-        .map_err(|errno| Error::os("write", name.display().to_string(), errno))?;
-    Ok(from)
+    Ok(())
 }
 
 /// Writes one limit and reads it back.
@@ -464,33 +469,8 @@ pub(super) fn set(dir: BorrowedFd<'_>, path: &Path, write: &Write) -> Result<()>
 
 /// Puts device rules in force on v1, and reads them back.
 fn set_devices(dir: BorrowedFd<'_>, path: &Path, devices: &Devices) -> Result<()> {
-    let (writes, list) = devices.v1_writes()?;
-    for (file, line) in &writes {
-        fs::write_in(dir, file, line).map_err(|errno| {
-            let what = format!("linux.resources.devices: write {line:?} to");
-            Error::os(what, path.join(file).display().to_string(), errno)
-                .remedy("a parent cgroup allows fewer devices")
-        })?;
-    }
-    let got = fs::read_path(&path.join("devices.list")).map_err(|errno| {
-        Error::os(
-            "read",
-            path.join("devices.list").display().to_string(),
-            errno,
-        )
-    })?;
-    let (have, want): (BTreeSet<&str>, BTreeSet<&str>) = (
-        got.lines().collect(),
-        list.iter().map(String::as_str).collect(),
-    );
-    if have == want {
-        return Ok(());
-    }
-    let sentence = format!(
-        "linux.resources.devices: {} should be {want:?}, and is {have:?}",
-        path.join("devices.list").display()
-    );
-    Err(Error::new(Kind::System, sentence).remedy("a parent cgroup allows other devices"))
+    let (writes, table) = devices.v1_writes()?;
+    device_change::put(dir, path, &writes, &table)
 }
 
 /// Puts device rules in force on v2.

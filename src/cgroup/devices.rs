@@ -25,6 +25,11 @@ impl Access {
     /// All three.
     pub const ALL: Self = Self(MKNOD | READ | WRITE);
 
+    /// The kernel's bits.
+    pub(super) fn bits(self) -> u8 {
+        self.0
+    }
+
     fn parse(text: &str) -> Option<Self> {
         let mut bits = 0;
         for letter in text.chars() {
@@ -87,18 +92,33 @@ pub struct DeviceRule {
 }
 
 /// The rules of one container, in their order, with runc's default ones at the end.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Devices {
     /// The rules; later ones win.
     pub rules: Vec<DeviceRule>,
 }
 
-/// What is written to v1's files, as (file, line), and what devices.list holds then.
-type V1Rules = (Vec<(&'static str, String)>, Vec<String>);
+/// What v1's controller is told, as (file, line).
+type V1Rules = Vec<(&'static str, String)>;
 
 /// A device as v1's controller names it: kind, major, minor.
-type Name = (DeviceKind, Option<u32>, Option<u32>);
+pub(super) type Name = (DeviceKind, Option<u32>, Option<u32>);
+
+/// Rules as v1's controller has them: whether all is allowed, and the accesses that are exceptions.
+pub(super) type Folded = (bool, BTreeMap<Name, u8>);
+
+/// An entry of a table, as v1's controller writes it.
+pub(super) fn line((kind, major, minor): &Name, bits: u8) -> String {
+    let kind = if *kind == DeviceKind::Block { 'b' } else { 'c' };
+    let number = |number: &Option<u32>| number.map_or("*".into(), |n| n.to_string());
+    format!(
+        "{kind} {}:{} {}",
+        number(major),
+        number(minor),
+        String::from(Access(bits))
+    )
+}
 
 /// What runc (1.3, and crun) always allows, whatever the configuration says: mknod of anything, and
 /// null, zero, full, tty, random, urandom, pts, ptmx and net/tun.
@@ -191,7 +211,7 @@ impl Devices {
             })
     }
 
-    /// What v1's controller is told, as (file, line), and the contents of devices.list after it.
+    /// What v1's controller is told, as (file, line), and the table that it has after it.
     ///
     /// That controller keeps "all" or "nothing" and a list of exceptions to it, so the rules are
     /// first folded into that form, and then written whatever the inherited state is.
@@ -199,28 +219,16 @@ impl Devices {
     /// # Errors
     /// A rule that denies a part of what another rule allows by a wildcard, or the reverse, has no
     /// such form.
-    pub(super) fn v1_writes(&self) -> Result<V1Rules> {
-        let (allow, exceptions) = self.fold()?;
-        let (all, one) = match allow {
+    pub(super) fn v1_writes(&self) -> Result<(V1Rules, Folded)> {
+        let folded = self.fold()?;
+        let (all, one) = match folded.0 {
             true => ("devices.allow", "devices.deny"),
             false => ("devices.deny", "devices.allow"),
         };
-        let mut lines: Vec<String> = exceptions
-            .iter()
-            .map(|((kind, major, minor), bits)| {
-                let kind = if *kind == DeviceKind::Block { 'b' } else { 'c' };
-                let number = |number: &Option<u32>| number.map_or("*".into(), |n| n.to_string());
-                let access = String::from(Access(*bits));
-                format!("{kind} {}:{} {access}", number(major), number(minor))
-            })
-            .collect();
         let mut writes = vec![(all, "a".to_string())];
-        writes.extend(lines.iter().map(|line| (one, line.clone())));
-        if allow {
-            // With "all" as the base the kernel does not list the exceptions.
-            lines = vec!["a *:* rwm".into()];
-        }
-        Ok((writes, lines))
+        let entries = folded.1.iter();
+        writes.extend(entries.map(|(name, bits)| (one, line(name, *bits))));
+        Ok((writes, folded))
     }
 
     /// The rules as systemd's DeviceAllow has them, (device, access), where it can say the same: all
@@ -248,7 +256,10 @@ impl Devices {
     }
 
     /// The rules as a base (allow or deny all) and exceptions from it.
-    fn fold(&self) -> Result<(bool, BTreeMap<Name, u8>)> {
+    ///
+    /// # Errors
+    /// As [`Devices::v1_writes`].
+    pub(super) fn fold(&self) -> Result<Folded> {
         let total = |kind| {
             let mut of_kind = self
                 .rules

@@ -1,6 +1,6 @@
 //! Small file operations in cgroup directories, relative to a directory descriptor.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -77,25 +77,34 @@ pub(super) fn make_dirs(
     root: &Path,
     made: &mut Vec<std::path::PathBuf>,
 ) -> Result<(), (Errno, std::path::PathBuf)> {
-    if path == root {
+    let mode = Mode::from_bits_truncate(0o755);
+    let levels = path.ancestors().take_while(|level| *level != root);
+    'again: for _ in 0..8 {
+        // Up to one that is there or can be made, and down again.
+        let mut missing: Vec<&Path> = Vec::new();
+        for level in levels.clone() {
+            match mkdir(level, mode) {
+                Ok(()) => made.push(level.to_path_buf()),
+                Err(Errno::EEXIST) => {}
+                Err(Errno::ENOENT) => {
+                    missing.push(level);
+                    continue;
+                }
+                Err(errno) => return Err((errno, level.to_path_buf())),
+            }
+            break;
+        }
+        for level in missing.into_iter().rev() {
+            match mkdir(level, mode) {
+                Ok(()) => made.push(level.to_path_buf()),
+                Err(Errno::EEXIST) => {}
+                // Somebody has removed the parent.
+                Err(Errno::ENOENT) => continue 'again,
+                Err(errno) => return Err((errno, level.to_path_buf())),
+            }
+        }
         return Ok(());
     }
-    let mode = Mode::from_bits_truncate(0o755);
-    for _ in 0..8 {
-        match mkdir(path, mode) {
-            Ok(()) => {
-                made.push(path.to_path_buf());
-                return Ok(());
-            }
-            Err(Errno::EEXIST) => return Ok(()),
-            Err(Errno::ENOENT) => match path.parent() {
-                Some(parent) if parent != root => make_dirs(parent, root, made)?,
-                _ => return Err((Errno::ENOENT, path.to_path_buf())),
-            },
-            Err(errno) => return Err((errno, path.to_path_buf())),
-        }
-    }
-    // Somebody removes the parent again and again.
     Err((Errno::ENOENT, path.to_path_buf()))
 }
 
@@ -106,41 +115,6 @@ pub(super) fn remove_dir(path: &Path) -> Result<bool, Errno> {
         Err(Errno::EBUSY | Errno::ENOTEMPTY) => Ok(false),
         Err(errno) => Err(errno),
     }
-}
-
-/// The names of the cgroups below `path`; none where `path` is missing.
-pub(super) fn children(path: &Path) -> Result<Vec<std::path::PathBuf>, Errno> {
-    let entries = match std::fs::read_dir(path) {
-        Ok(entries) => entries,
-        Err(error) => {
-            return match Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)) {
-                Errno::ENOENT | Errno::ENODEV => Ok(Vec::new()),
-                errno => Err(errno),
-            };
-        }
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        // A cgroup that goes while it is listed is one less to look at.
-        let Ok(entry) = entry else { continue };
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            found.push(entry.path());
-        }
-    }
-    Ok(found)
-}
-
-/// `path`, or where that is long a short name for it, which holds as long as the descriptor that comes
-/// with it is open. A container that may make cgroups can make them so deep that their paths are longer
-/// than the kernel takes, and must be found and removed all the same.
-pub(super) fn short(path: &Path) -> Result<(std::path::PathBuf, Option<OwnedFd>), Errno> {
-    // Half of PATH_MAX: a name of at most 255 bytes and a file in it still fit.
-    const LONG: usize = 2048;
-    if path.as_os_str().len() < LONG {
-        return Ok((path.to_path_buf(), None));
-    }
-    let fd = open_dir(path)?;
-    Ok((format!("/proc/self/fd/{}", fd.as_raw_fd()).into(), Some(fd)))
 }
 
 /// Waits in growing steps until `done` says so; false once `limit` has passed.

@@ -125,7 +125,12 @@ fn available(mount: &Path) -> Result<Vec<String>> {
 /// The hierarchies that /proc/self/cgroup and /proc/self/mountinfo tell of.
 pub(super) fn parse(own: &str, mountinfo: &str) -> Hierarchies {
     let mut found = Hierarchies::none();
-    for mount in mountinfo.lines().filter_map(MountLine::parse) {
+    let all: Vec<MountLine> = mountinfo.lines().filter_map(MountLine::parse).collect();
+    let cover = Cover::of(mountinfo, &all);
+    for mount in all {
+        if cover.hides(mount.id, mount.parent, &mount.escaped) {
+            continue;
+        }
         if mount.fs == "cgroup2" {
             // Further mounts of the same hierarchy show the same cgroups.
             if found.v2.is_none() {
@@ -157,6 +162,10 @@ pub(super) fn parse(own: &str, mountinfo: &str) -> Hierarchies {
 }
 
 struct MountLine {
+    id: u32,
+    parent: u32,
+    /// The mount point as the file has it.
+    escaped: String,
     root: String,
     point: PathBuf,
     fs: String,
@@ -172,14 +181,67 @@ impl MountLine {
             .next()
             .filter(|kind| *kind == "cgroup" || *kind == "cgroup2")?;
         let options = fs.nth(1)?;
-        let mut mount = mount.split(' ').skip(3);
+        let mut mount = mount.split(' ');
+        let (id, parent) = (mount.next()?.parse().ok()?, mount.next()?.parse().ok()?);
+        let (root, point) = (mount.nth(1)?, mount.next()?);
         Some(Self {
-            root: unescape(mount.next()?),
-            point: unescape(mount.next()?).into(),
+            id,
+            parent,
+            escaped: point.to_string(),
+            root: unescape(root),
+            point: unescape(point).into(),
             fs: kind.to_string(),
             options: options.split(',').map(str::to_string).collect(),
         })
     }
+}
+
+/// The mounts that can lie over the cgroup mounts: id, the mount that they are on, and where.
+struct Cover<'a>(Vec<(u32, u32, &'a str)>);
+
+impl<'a> Cover<'a> {
+    fn of(mountinfo: &'a str, cgroups: &[MountLine]) -> Self {
+        let read = |line: &'a str| {
+            let mut words = line.split(' ');
+            let id = words.next()?.parse().ok()?;
+            let parent = words.next()?.parse().ok()?;
+            let point = words.nth(2)?;
+            let counts = cgroups.iter().any(|one| within(&one.escaped, point));
+            counts.then_some((id, parent, point))
+        };
+        Self(mountinfo.lines().filter_map(read).collect())
+    }
+
+    /// Whether a path to the mount leads to another one: one on top of it, or one on the same parent
+    /// mount at a directory above; and the same for the mounts that it is in.
+    fn hides(&self, mut id: u32, mut parent: u32, point: &str) -> bool {
+        let on_top = |(_, on, at): &(u32, u32, &str)| *on == id && *at == point;
+        if self.0.iter().any(on_top) {
+            return true;
+        }
+        let mut point = point;
+        // The mounts that a mount is in are fewer than all.
+        for _ in 0..=self.0.len() {
+            let above = |(other, on, at): &(u32, u32, &str)| {
+                *on == parent && *other != id && *at != point && within(point, at)
+            };
+            if self.0.iter().any(above) {
+                return true;
+            }
+            let up = self.0.iter().find(|(other, ..)| *other == parent);
+            let Some((up, next, at)) = up.filter(|(up, next, _)| up != next) else {
+                return false;
+            };
+            (id, parent, point) = (*up, *next, at);
+        }
+        false
+    }
+}
+
+/// Whether a path is `above` or below it.
+fn within(path: &str, above: &str) -> bool {
+    let rest = path.strip_prefix(above);
+    rest.is_some_and(|rest| above == "/" || rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Undoes the octal escapes of mountinfo for space, tab, newline and backslash.
@@ -237,5 +299,64 @@ fn below(root: &str, path: &str) -> String {
     match rest {
         Some(rest) if !rest.is_empty() => rest.to_string(),
         _ => "/".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: &str = "3:memory:/m\n2:pids:/p\n0::/u\n";
+
+    fn points(mountinfo: &str) -> Vec<(String, String)> {
+        let found = parse(OWN, mountinfo);
+        let v1 = found.v1.iter().map(|v1| (&v1.mount, &v1.own));
+        let v2 = found.v2.iter().map(|v2| (&v2.mount, &v2.own));
+        let text = |(mount, own): (&PathBuf, &String)| (mount.display().to_string(), own.clone());
+        v1.chain(v2).map(text).collect()
+    }
+
+    fn pair(point: &str, own: &str) -> (String, String) {
+        (point.to_string(), own.to_string())
+    }
+
+    /// The first of two mounts at one place, which nobody can reach any more.
+    #[test]
+    fn a_covered_mount_is_none() {
+        let root = "20 1 8:1 / / rw - ext4 /dev/sda1 rw\n";
+        let memory = "30 20 0:30 / /cg/memory rw - cgroup cgroup rw,memory\n";
+        let bound = "31 30 0:30 /m /cg/memory rw - cgroup cgroup rw,memory\n";
+        assert_eq!(
+            points(&[root, memory, bound].concat()),
+            [pair("/cg/memory", "/")]
+        );
+        // A tmpfs over the directory above, with others in it.
+        let over = "40 20 0:40 / /cg rw - tmpfs none rw\n";
+        let pids = "41 40 0:31 / /cg/pids rw - cgroup cgroup rw,pids\n";
+        let unified = "42 40 0:32 / /cg/unified rw - cgroup2 none rw\n";
+        assert_eq!(
+            points(&[root, memory, over, pids, unified].concat()),
+            [pair("/cg/pids", "/p"), pair("/cg/unified", "/u")]
+        );
+        // Over the root of the mount that they are in, which hides all of them.
+        let second = "50 40 0:50 / /cg rw - tmpfs none rw\n";
+        let later = "51 50 0:30 / /cg/memory rw - cgroup cgroup rw,memory\n";
+        assert_eq!(
+            points(&[root, memory, over, pids, unified, second, later].concat()),
+            [pair("/cg/memory", "/m")]
+        );
+        // A name that only begins like it covers nothing.
+        let beside = "60 20 0:60 / /cg/mem rw - tmpfs none rw\n";
+        assert_eq!(
+            points(&[root, memory, beside].concat()),
+            [pair("/cg/memory", "/m")]
+        );
+        // cgroup2 that a second cgroup2 covers.
+        let first = "70 20 0:32 /a /cg/u rw - cgroup2 none rw\n";
+        let above = "71 70 0:32 / /cg/u rw - cgroup2 none rw\n";
+        assert_eq!(
+            points(&[root, first, above].concat()),
+            [pair("/cg/u", "/u")]
+        );
     }
 }

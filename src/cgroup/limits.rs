@@ -6,7 +6,7 @@ use oci_spec::runtime::{Linux, LinuxResources};
 
 use super::devices::Devices;
 use super::hierarchies::{Hierarchies, Mode};
-use super::plan::{CgroupPlan, Ignored, Version, Write};
+use super::plan::{CgroupPlan, Ignored, PlannedDir, Version, Write};
 use super::{v1, v2};
 use crate::error::{Error, Kind, Result};
 
@@ -200,12 +200,7 @@ pub(super) fn devices(plan: &mut CgroupPlan, resources: Option<&LinuxResources>)
     if devices.allow_all() {
         return Ok(());
     }
-    let v1 = plan
-        .dirs
-        .iter_mut()
-        .position(|dir| dir.controllers.iter().any(|name| name == "devices"));
-    let v2 = plan.dirs.iter().position(|dir| dir.version == Version::V2);
-    match v1.or(v2) {
+    match devices_at(plan) {
         Some(index) => {
             // What cannot be enforced is told before anything is made.
             match plan.dirs[index].version {
@@ -217,11 +212,23 @@ pub(super) fn devices(plan: &mut CgroupPlan, resources: Option<&LinuxResources>)
         }
         // Nobody asked for rules: the default ones are ours, and are no more than runc's habit.
         None if asked.is_none_or(Vec::is_empty) => Ok(()),
-        None => Err(Error::new(
-            Kind::System,
-            "linux.resources.devices needs the cgroup controller devices or cgroup v2, and \
-             neither is mounted",
-        )
-        .remedy("mount cgroup2 on /sys/fs/cgroup, or allow all devices")),
+        None => Err(no_devices()),
     }
+}
+
+/// The directory that enforces device rules.
+pub(super) fn devices_at(plan: &CgroupPlan) -> Option<usize> {
+    let has = |dir: &PlannedDir| dir.controllers.iter().any(|name| name == "devices");
+    let v1 = plan.dirs.iter().position(has);
+    v1.or_else(|| plan.dirs.iter().position(|dir| dir.version == Version::V2))
+}
+
+/// The error for device rules that nothing here can enforce.
+pub(super) fn no_devices() -> Error {
+    Error::new(
+        Kind::System,
+        "linux.resources.devices needs the cgroup controller devices or cgroup v2, and neither is \
+         mounted",
+    )
+    .remedy("mount cgroup2 on /sys/fs/cgroup, or allow all devices")
 }

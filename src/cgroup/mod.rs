@@ -18,6 +18,7 @@
 
 mod below;
 mod create;
+mod device_change;
 mod devices;
 mod freeze;
 mod fs;
@@ -34,6 +35,7 @@ mod update;
 mod v1;
 mod v2;
 mod view;
+mod walk;
 
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,12 @@
 //! The record of a container's cgroup: what every command after create works with.
 
 use std::collections::BTreeSet;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::unistd::getpid;
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +14,7 @@ use super::fs;
 use super::hierarchies::Mode;
 use super::plan::{CgroupPlan, Version};
 use super::systemd::{Scope, Unit};
+use super::walk;
 use crate::error::{Error, Kind, Result};
 use crate::log;
 use crate::sys::process;
@@ -267,7 +270,7 @@ impl Placed {
             log::warning(&format!("stop unit {}: {error}", unit.name));
         }
         for dir in self.dirs.iter().filter(|dir| dir.made && !dir.others) {
-            let gone = fs::wait_until(limit, || remove_tree(&dir.path));
+            let gone = fs::wait_until(limit, || walk::remove(&dir.path));
             let path = dir.path.display().to_string();
             match gone {
                 Ok(true) => {}
@@ -297,53 +300,31 @@ fn write(dir: &Path, file: &str, value: &str) -> std::result::Result<(), Errno> 
 
 /// Adds the processes of `path` and of the cgroups below it.
 fn collect(path: &Path, version: Version, found: &mut BTreeSet<i32>) -> Result<()> {
-    let read = |name: &str| fs::read_path(&path.join(name));
-    let text = match read("cgroup.procs") {
-        // A threaded cgroup of v2 lists its threads only.
-        Err(Errno::EOPNOTSUPP) if version == Version::V2 => read("cgroup.threads"),
-        other => other,
-    };
-    let text = match text {
-        Ok(text) => text,
-        Err(Errno::ENOENT | Errno::ENODEV) => return Ok(()),
-        Err(errno) => {
-            return Err(Error::os(
-                "read processes of cgroup",
-                path.display().to_string(),
-                errno,
-            ));
-        }
-    };
-    found.extend(
-        text.lines()
-            .filter_map(|line| line.parse::<i32>().ok())
-            .filter(|pid| *pid > 0),
-    );
-    let fail = |errno| Error::os("list cgroup", path.display().to_string(), errno);
-    let (name, _held) = match fs::short(path) {
-        // Gone since.
-        Err(Errno::ENOENT | Errno::ENODEV) => return Ok(()),
-        other => other.map_err(fail)?,
-    };
-    let below = fs::children(&name).map_err(fail)?;
-    below
-        .iter()
-        .try_for_each(|child| collect(child, version, found))
-}
-
-/// Removes a cgroup and those below it. False if something in it is busy.
-fn remove_tree(path: &Path) -> std::result::Result<bool, Errno> {
-    if fs::remove_dir(path)? {
-        return Ok(true);
-    }
-    let (name, _held) = match fs::short(path) {
-        Err(Errno::ENOENT | Errno::ENODEV) => return Ok(true),
-        other => other?,
-    };
-    for child in fs::children(&name)? {
-        if !remove_tree(&child)? {
-            return Ok(false);
-        }
-    }
-    fs::remove_dir(path)
+    let read =
+        |dir: BorrowedFd<'_>, file: &str| fs::contents(fs::open_in(dir, file, OFlag::O_RDONLY)?);
+    walk::visit(path, |dir| {
+        let text = match read(dir, "cgroup.procs") {
+            // A threaded cgroup of v2 lists its threads only.
+            Err(Errno::EOPNOTSUPP) if version == Version::V2 => read(dir, "cgroup.threads"),
+            other => other,
+        };
+        let text = match text {
+            Ok(text) => text,
+            Err(Errno::ENOENT | Errno::ENODEV) => return Ok(()),
+            Err(errno) => return Err(errno),
+        };
+        found.extend(
+            text.lines()
+                .filter_map(|line| line.parse::<i32>().ok())
+                .filter(|pid| *pid > 0),
+        );
+        Ok(())
+    })
+    .map_err(|errno| {
+        Error::os(
+            "read processes of cgroup",
+            path.display().to_string(),
+            errno,
+        )
+    })
 }

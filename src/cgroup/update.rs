@@ -6,11 +6,15 @@ use nix::errno::Errno;
 use oci_spec::runtime::{Linux, LinuxResources};
 
 use super::create::set;
+use super::device_change::Changed;
+use super::devices::Devices;
 use super::fs;
-use super::hierarchies;
+use super::hierarchies::{self, Hierarchies};
+use super::limits;
 use super::placed::{Placed, PlacedDir};
-use super::plan::{Write, plan};
+use super::plan::{CgroupPlan, PlannedDir, Write, plan};
 use super::readback::Check;
+use super::systemd::Unit;
 use crate::error::{Error, Kind, Result};
 use crate::log;
 
@@ -21,62 +25,127 @@ struct Before<'a> {
     value: String,
 }
 
+/// What an update is to put in force.
+struct Asked {
+    plan: CgroupPlan,
+    /// Device rules, with the directory in the plan that enforces them.
+    devices: Option<(usize, Devices)>,
+}
+
+impl Asked {
+    fn new(linux: &Linux, devices: Option<Devices>, host: &Hierarchies) -> Result<Self> {
+        // Paths are those of the record; only the limits of this plan are of use.
+        let mut plan = plan(Some(linux), "update", host)?;
+        for dir in &mut plan.dirs {
+            dir.devices = None;
+        }
+        let devices = match devices {
+            None => None,
+            Some(rules) => {
+                let at = limits::devices_at(&plan).ok_or_else(limits::no_devices)?;
+                // Without a rule, too: systemd is told that all is allowed.
+                plan.dirs[at].devices = Some(rules.clone());
+                Some((at, rules))
+            }
+        };
+        Ok(Self { plan, devices })
+    }
+}
+
 impl Placed {
     /// Puts limits in force and reads each back. When one is refused, those before it are set back: the
     /// old ones stay in force. Limits that depend on each other (memory and swap, quota and period) are
-    /// written in the order that the kernel takes.
+    /// written in the order that the kernel takes. Device rules are changed if there are some, and if
+    /// they are not those of `before`, which are the limits until now: engines hand on what config.json
+    /// has with every update, and somebody may have added devices since.
     ///
     /// # Errors
     /// The field whose value the kernel refuses or changes, with the file and the errno.
-    pub fn update(&self, resources: LinuxResources) -> Result<()> {
-        let mut linux = Linux::default();
-        linux.set_resources(Some(resources));
+    pub fn update(&self, resources: LinuxResources, before: &LinuxResources) -> Result<()> {
+        let known = rules(before)?;
+        let new = match resources.devices().as_ref().is_none_or(Vec::is_empty) {
+            true => None,
+            false => Some(rules(&resources)?).filter(|new| *new != known),
+        };
+        let linux = with(resources);
         let host = hierarchies::detect(Some(&linux))?;
-        // Paths are those of the record; only the limits of this plan are of use.
-        let mut planned = plan(Some(&linux), "update", &host)?;
-        for dir in &mut planned.dirs {
-            // Device rules stay as they are.
-            dir.devices = None;
-        }
+        let asked = Asked::new(&linux, new, &host)?;
         self.check_usage(&linux)?;
         let mut pending: Vec<(&PlacedDir, &Write)> = Vec::new();
-        for dir in &planned.dirs {
-            if dir.writes.is_empty() {
-                continue;
-            }
-            let mut own = self.dirs.iter().filter(|own| !own.others);
-            let own = own
-                .find(|own| own.version == dir.version && own.path.starts_with(&dir.mount))
-                .ok_or_else(|| {
-                    let sentence = format!(
-                        "{}: the container has no cgroup below {}",
-                        dir.writes[0].field,
-                        dir.mount.display()
-                    );
-                    Error::new(Kind::State, sentence)
-                })?;
+        for dir in asked.plan.dirs.iter().filter(|dir| !dir.writes.is_empty()) {
+            let own = self.own(dir, &dir.writes[0].field)?;
             pending.extend(dir.writes.iter().map(|write| (own, write)));
         }
-        let mut done: Vec<Before<'_>> = Vec::new();
-        let written = write_all(pending.clone(), &mut done).and_then(|()| match &self.unit {
-            Some(unit) => {
-                unit.set(&planned.dirs)?;
-                // systemd has written its own idea of them now, in percent of a CPU for one.
-                write_all(pending, &mut Vec::new())
-            }
-            None => Ok(()),
+        let devices = asked.devices.as_ref().map(|(at, rules)| {
+            let dir = self.own(&asked.plan.dirs[*at], "linux.resources.devices")?;
+            Ok::<_, Error>((dir, rules))
         });
-        match written {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                for before in done.iter().rev() {
-                    if let Err(second) = restore(before) {
-                        log::warning(&format!("after a failed update: {second}"));
-                    }
+        let devices = devices.transpose()?;
+        let mut done: Vec<Before<'_>> = Vec::new();
+        let mut changed = None;
+        let written = write_all(pending.clone(), &mut done).and_then(|()| {
+            if let Some((dir, rules)) = devices {
+                changed = Some(self.change_devices(dir, rules, &known)?);
+            }
+            match &self.unit {
+                Some(unit) => {
+                    self.tell_unit(unit, &asked, pending, changed.as_ref(), before, &host)
                 }
-                Err(error)
+                None => Ok(()),
+            }
+        });
+        let Err(error) = written else { return Ok(()) };
+        if let Some(changed) = changed {
+            self.undo_devices(changed);
+        }
+        for before in done.iter().rev() {
+            if let Err(second) = restore(before) {
+                log::warning(&format!("after a failed update: {second}"));
             }
         }
+        Err(error)
+    }
+
+    /// Sets the unit's properties, and then the limits again: systemd has written its own idea of them
+    /// now, in percent of a CPU for one.
+    fn tell_unit(
+        &self,
+        unit: &Unit,
+        asked: &Asked,
+        pending: Vec<(&PlacedDir, &Write)>,
+        changed: Option<&Changed<'_>>,
+        before: &LinuxResources,
+        host: &Hierarchies,
+    ) -> Result<()> {
+        // On v1 systemd denies all devices before it allows those of its list.
+        let on_v1 = matches!(changed, Some(Changed::V1 { .. }));
+        self.standing_still(on_v1, || {
+            unit.set(&asked.plan.dirs)?;
+            changed.map_or(Ok(()), Changed::renew)
+        })?;
+        let again = write_all(pending, &mut Vec::new());
+        if again.is_err() {
+            let devices = asked.devices.is_some().then(|| rules(before)).transpose()?;
+            let back = Asked::new(&with(before.clone()), devices, host)
+                .and_then(|old| unit.set(&old.plan.dirs));
+            if let Err(second) = back {
+                log::warning(&format!("after a failed update: {second}"));
+            }
+        }
+        again
+    }
+
+    /// The container's directory in the hierarchy of a planned one.
+    fn own(&self, planned: &PlannedDir, field: &str) -> Result<&PlacedDir> {
+        let mut own = self.dirs.iter().filter(|own| !own.others);
+        own.find(|own| own.version == planned.version && own.path.starts_with(&planned.mount))
+            .ok_or_else(|| {
+                let sentence = format!(
+                    "{field}: the container has no cgroup below {}",
+                    planned.mount.display()
+                );
+                Error::new(Kind::State, sentence)
+            })
     }
 
     /// checkBeforeUpdate: a limit below what is in use now would end processes.
@@ -102,6 +171,17 @@ impl Placed {
         }
         Ok(())
     }
+}
+
+fn with(resources: LinuxResources) -> Linux {
+    let mut linux = Linux::default();
+    linux.set_resources(Some(resources));
+    linux
+}
+
+/// The device rules of these limits, with the default ones.
+fn rules(resources: &LinuxResources) -> Result<Devices> {
+    Devices::from_spec(resources.devices().as_deref().unwrap_or_default())
 }
 
 /// Writes all; one that is refused is tried again after the others, as long as that helps.

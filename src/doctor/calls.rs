@@ -163,7 +163,7 @@ fn other_limit() -> Tried {
 /// A session keyring of its own.
 pub fn keyring(tell: &Teller) {
     tell.try_it("", || {
-        process::join_session_keyring(c"isorun-doctor")
+        process::join_session_keyring(Some(c"isorun-doctor"))
             .map(|_| String::new())
             .map_err(at("keyctl(KEYCTL_JOIN_SESSION_KEYRING)"))
     });

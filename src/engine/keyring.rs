@@ -1,7 +1,7 @@
 //! The session keyring of the container: its own, so that the keys of the runtime's caller are out of
 //! reach (keyrings(7)).
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 
 use nix::errno::Errno;
 
@@ -9,8 +9,17 @@ use super::labels::HostProc;
 use crate::error::{Error, Result};
 use crate::sys::process;
 
+/// Whoever is neither the owner nor of its group may search (keyctl_setperm(3)).
+const KEY_OTH_SEARCH: u32 = 0x08;
+
 /// Joins a new session keyring `name`, and adds `search` to its permissions: `runc exec` and whoever
 /// else has the container's user joins it by that name. With `label` it has this SELinux label.
+///
+/// Where a keyring of this name is there that somebody else has made and opened to all, the kernel joins
+/// that one (keyctl_join_session_keyring(3)): its owner would see the container's keys, and give it others.
+/// Then it is one without a name, which an exec does not find. With `search` for others this is not looked
+/// at: that is a user namespace, which has names of its own (Linux 5.3), and where the ids that made a
+/// keyring may have none.
 ///
 /// # Errors
 /// A sentence with the name and the errno; ENOSYS and EPERM where the key calls are not to be had.
@@ -20,7 +29,24 @@ pub fn join(name: &str, search: u32, label: Option<&str>) -> Result<()> {
         .map_err(|_| Errno::EINVAL)
         .map_err(fail("join the new session keyring"))?;
     let proc = label.map(labelled).transpose()?;
-    let joined = process::join_session_keyring(&text).map_err(|errno| {
+    let any = search & KEY_OTH_SEARCH != 0;
+    let joined = look(Some(&text), name).and_then(|(found, own)| match any || own {
+        true => Ok(found),
+        false => Ok(look(None, name)?.0),
+    });
+    if let Some(proc) = proc {
+        proc.key_label("")?;
+    }
+    let (serial, permissions) = joined?;
+    process::set_key_permissions(serial, permissions | search)
+        .map_err(fail("set the permissions of the session keyring"))
+}
+
+/// Joins a keyring of this name, or a new one without; its serial number and permissions, and whether it is
+/// this user's.
+fn look(text: Option<&CStr>, name: &str) -> Result<((i32, u32), bool)> {
+    let fail = |what: &'static str| move |errno| Error::os(what, name, errno);
+    let serial = process::join_session_keyring(text).map_err(|errno| {
         let error = fail("join the new session keyring")(errno);
         match errno {
             Errno::EDQUOT => error.remedy(
@@ -29,17 +55,18 @@ pub fn join(name: &str, search: u32, label: Option<&str>) -> Result<()> {
             ),
             _ => error,
         }
-    });
-    if let Some(proc) = proc {
-        proc.key_label("")?;
-    }
-    let serial = joined?;
-    let description = process::describe_key(serial).map_err(fail("look at the session keyring"))?;
-    let permissions = permissions(&description)
+    })?;
+    let description = match process::describe_key(serial) {
+        Ok(description) => description,
+        // Only somebody else forbids even that.
+        Err(Errno::EACCES) if text.is_some() => return Ok(((serial, 0), false)),
+        Err(errno) => return Err(fail("look at the session keyring")(errno)),
+    };
+    let (owner, permissions) = owner_and_permissions(&description)
         .ok_or(Errno::EBADMSG)
         .map_err(fail("look at the session keyring"))?;
-    process::set_key_permissions(serial, permissions | search)
-        .map_err(fail("set the permissions of the session keyring"))
+    let own = owner == nix::unistd::geteuid().as_raw();
+    Ok(((serial, permissions), own))
 }
 
 fn labelled(label: &str) -> Result<HostProc> {
@@ -48,9 +75,11 @@ fn labelled(label: &str) -> Result<HostProc> {
     Ok(proc)
 }
 
-/// The fourth field of `type;uid;gid;perm;description`, in hexadecimal.
-fn permissions(description: &str) -> Option<u32> {
-    u32::from_str_radix(description.split(';').nth(3)?, 16).ok()
+/// The second and the fourth field of `type;uid;gid;perm;description`, which is in hexadecimal.
+fn owner_and_permissions(description: &str) -> Option<(u32, u32)> {
+    let mut fields = description.split(';').skip(1);
+    let owner = fields.next()?.parse().ok()?;
+    Some((owner, u32::from_str_radix(fields.nth(1)?, 16).ok()?))
 }
 
 #[cfg(test)]
@@ -58,12 +87,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn permissions_of_a_description() {
+    fn owner_and_permissions_of_a_description() {
         assert_eq!(
-            permissions("keyring;0;0;3f130000;_ses.a;b"),
-            Some(0x3f13_0000)
+            owner_and_permissions("keyring;7;0;3f130000;_ses.a;b"),
+            Some((7, 0x3f13_0000))
         );
-        assert_eq!(permissions("keyring;0;0;;x"), None);
-        assert_eq!(permissions("keyring"), None);
+        assert_eq!(owner_and_permissions("keyring;0;0;;x"), None);
+        assert_eq!(owner_and_permissions("keyring"), None);
     }
 }

@@ -3,6 +3,7 @@
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 
 use crate::error::{Error, Kind, Result};
+use crate::log;
 use crate::state::{Record, Status, Store};
 
 /// Puts `asked` in force; what it does not name stays as it is.
@@ -20,8 +21,14 @@ pub fn update(store: &Store, id: &str, asked: LinuxResources) -> Result<()> {
         Error::new(Kind::State, sentence)
     })?;
     let mut base = base(store, &record)?;
-    let merged = merge(&base, asked);
-    placed.update(merged.clone())?;
+    let mut merged = merge(&base, asked);
+    if merged.devices().is_some() && !real_root() {
+        log::warning(
+            "linux.resources.devices is ignored: only the machine's root sets device rules",
+        );
+        merged.set_devices(None);
+    }
+    placed.update(merged.clone(), &base)?;
     // What a later update may depend on.
     if merged.memory().is_some() {
         base.set_memory(*merged.memory());
@@ -34,10 +41,18 @@ pub fn update(store: &Store, id: &str, asked: LinuxResources) -> Result<()> {
         kept.set_period(cpu.period());
         base.set_cpu(Some(kept));
     }
+    if merged.devices().is_some() {
+        base.set_devices(merged.devices().clone());
+    }
     let value = serde_json::to_value(base)
         .map_err(|error| Error::new(Kind::System, format!("record the limits: {error}")))?;
     record.resources = Some(value);
     dir.save(&record)
+}
+
+/// The kernel takes device rules from nobody else; see [`crate::cgroup::CgroupPlan::adapt`].
+fn real_root() -> bool {
+    nix::unistd::geteuid().is_root() && !crate::host::in_user_namespace()
 }
 
 /// The limits that the container has: of its last update, else of its config.json.
@@ -55,9 +70,11 @@ fn base(store: &Store, record: &Record) -> Result<LinuxResources> {
 }
 
 /// What is asked for, with what it depends on from `base`: swap counts memory too, and on v2 quota and
-/// period are one file. As under runc, devices stay as they are.
+/// period are one file. No list of devices, or an empty one, says nothing.
 fn merge(base: &LinuxResources, mut asked: LinuxResources) -> LinuxResources {
-    asked.set_devices(None);
+    if asked.devices().as_ref().is_some_and(Vec::is_empty) {
+        asked.set_devices(None);
+    }
     if let Some(memory) = asked.memory() {
         let mut memory: LinuxMemory = *memory;
         let old = base.memory().as_ref();

@@ -1,4 +1,4 @@
-//! bpf(2), as far as device rules of cgroup v2 need it: build, load and attach a program.
+//! bpf(2), as far as device rules of cgroup v2 need it: build, load, attach, find and replace a program.
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -116,9 +116,18 @@ pub fn exit() -> Insn {
 
 const BPF_PROG_LOAD: i32 = 5;
 const BPF_PROG_ATTACH: i32 = 8;
+const BPF_PROG_DETACH: i32 = 9;
+const BPF_PROG_GET_FD_BY_ID: i32 = 13;
+const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
+const BPF_PROG_QUERY: i32 = 16;
 const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 const BPF_CGROUP_DEVICE: u32 = 6;
 const BPF_F_ALLOW_MULTI: u32 = 2;
+const BPF_F_REPLACE: u32 = 4;
+/// The most programs of one type in one cgroup (BPF_CGROUP_MAX_PROGS).
+const MAX_PROGRAMS: usize = 64;
+/// The name that our programs have.
+const NAME: &str = "isorun_devices";
 
 /// The first fields of `union bpf_attr` for BPF_PROG_LOAD; the kernel takes the rest as zero.
 #[repr(C)]
@@ -135,13 +144,80 @@ struct LoadAttr {
     prog_name: [u8; 16],
 }
 
-/// The fields of `union bpf_attr` for BPF_PROG_ATTACH.
+/// The fields of `union bpf_attr` for BPF_PROG_ATTACH and BPF_PROG_DETACH.
 #[repr(C)]
 struct AttachAttr {
     target_fd: u32,
     attach_bpf_fd: u32,
     attach_type: u32,
     attach_flags: u32,
+    replace_bpf_fd: u32,
+}
+
+/// The fields of `union bpf_attr` for BPF_PROG_QUERY, to the last one that a kernel writes to.
+#[repr(C)]
+struct QueryAttr {
+    target_fd: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    prog_cnt: u32,
+    padding: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
+}
+
+/// The fields of `union bpf_attr` for BPF_PROG_GET_FD_BY_ID.
+#[repr(C)]
+struct IdAttr {
+    id: u32,
+    next_id: u32,
+    open_flags: u32,
+}
+
+/// The fields of `union bpf_attr` for BPF_OBJ_GET_INFO_BY_FD.
+#[repr(C)]
+struct InfoAttr {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// The first fields of `struct bpf_prog_info`; the kernel fills as many as are asked for.
+#[repr(C)]
+struct ProgramInfo {
+    before: [u8; 64],
+    name: [u8; 16],
+}
+
+/// A program that is attached to a cgroup itself, not to one above it.
+#[derive(Debug)]
+pub struct Attached {
+    /// The program: it lives as long as this is open, attached or not.
+    pub program: OwnedFd,
+    /// Its number, which no other program has.
+    pub id: u32,
+    /// The name that it was loaded under.
+    pub name: String,
+}
+
+impl Attached {
+    /// True if isorun has loaded it.
+    pub fn is_ours(&self) -> bool {
+        self.name == NAME
+    }
+}
+
+/// The device programs of one cgroup.
+#[derive(Debug, Default)]
+pub struct Programs {
+    /// Those that are attached to it.
+    pub attached: Vec<Attached>,
+    /// How they are (BPF_F_*): all of one cgroup are attached in the same way.
+    flags: u32,
 }
 
 /// Loads a device program (Linux 4.15). Needs CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN.
@@ -150,7 +226,7 @@ struct AttachAttr {
 /// The errno: EPERM without the capabilities, EINVAL or EACCES if the verifier refuses it.
 pub fn load_device_program(code: &[Insn]) -> Result<OwnedFd, Errno> {
     let mut name = [0; 16];
-    name[..15].copy_from_slice(b"isorun_devices\0");
+    name[..NAME.len()].copy_from_slice(NAME.as_bytes());
     let attr = LoadAttr {
         prog_type: BPF_PROG_TYPE_CGROUP_DEVICE,
         insn_cnt: code.len() as u32,
@@ -183,21 +259,166 @@ pub fn load_device_program(code: &[Insn]) -> Result<OwnedFd, Errno> {
 /// # Errors
 /// The errno: EPERM without CAP_NET_ADMIN or where the parent's program allows no others.
 pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<(), Errno> {
+    change(BPF_PROG_ATTACH, cgroup, program, BPF_F_ALLOW_MULTI, None)
+}
+
+/// Takes a device program off a v2 cgroup.
+///
+/// # Errors
+/// ENOENT where it is not attached to it.
+pub fn detach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<(), Errno> {
+    change(BPF_PROG_DETACH, cgroup, program, 0, None)
+}
+
+fn change(
+    what: i32,
+    cgroup: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+    flags: u32,
+    instead_of: Option<BorrowedFd<'_>>,
+) -> Result<(), Errno> {
     let attr = AttachAttr {
         target_fd: cgroup.as_raw_fd() as u32,
         attach_bpf_fd: program.as_raw_fd() as u32,
         attach_type: BPF_CGROUP_DEVICE,
-        attach_flags: BPF_F_ALLOW_MULTI,
+        attach_flags: flags,
+        replace_bpf_fd: instead_of.map_or(0, |old| old.as_raw_fd() as u32),
     };
     // SAFETY: attr is initialised, lives through the call and is passed with its own size; it
     // holds no pointers.
     let done = unsafe {
         libc::syscall(
             libc::SYS_bpf,
-            BPF_PROG_ATTACH,
+            what,
             &raw const attr,
             size_of::<AttachAttr>(),
         )
     };
     Errno::result(done).map(drop)
+}
+
+impl Programs {
+    /// Finds the device programs that are attached to a v2 cgroup (Linux 4.15).
+    ///
+    /// # Errors
+    /// The errno: EPERM without CAP_NET_ADMIN and CAP_SYS_ADMIN.
+    pub fn of(cgroup: BorrowedFd<'_>) -> Result<Self, Errno> {
+        let mut ids = [0u32; MAX_PROGRAMS];
+        let mut attr = QueryAttr {
+            target_fd: cgroup.as_raw_fd() as u32,
+            attach_type: BPF_CGROUP_DEVICE,
+            query_flags: 0,
+            attach_flags: 0,
+            prog_ids: ids.as_mut_ptr() as u64,
+            prog_cnt: MAX_PROGRAMS as u32,
+            padding: 0,
+            prog_attach_flags: 0,
+            link_ids: 0,
+            link_attach_flags: 0,
+            revision: 0,
+        };
+        // SAFETY: attr is initialised, writable, lives through the call and is passed with its own
+        // size, which reaches to the last field that the kernel writes; prog_ids points to as many
+        // numbers as prog_cnt says.
+        let done = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_PROG_QUERY,
+                &raw mut attr,
+                size_of::<QueryAttr>(),
+            )
+        };
+        Errno::result(done)?;
+        let mut attached = Vec::new();
+        for id in ids.into_iter().take(attr.prog_cnt as usize) {
+            match by_id(id) {
+                Ok(program) => attached.push(Attached {
+                    name: name(&program)?,
+                    program,
+                    id,
+                }),
+                // It has gone since.
+                Err(Errno::ENOENT) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(Self {
+            attached,
+            flags: attr.attach_flags,
+        })
+    }
+
+    /// Attaches `new` in the place of `old`, so that at every moment one of them is in force: at one
+    /// stroke from Linux 5.6 on; on older kernels both are for a moment, which together allow what
+    /// both allow. `old` must be one of these.
+    ///
+    /// # Errors
+    /// The errno of the first step: the old program is in force then.
+    pub fn replace(
+        &self,
+        cgroup: BorrowedFd<'_>,
+        old: BorrowedFd<'_>,
+        new: BorrowedFd<'_>,
+    ) -> Result<(), Errno> {
+        if self.flags & BPF_F_ALLOW_MULTI == 0 {
+            // There can be one only, which the new one takes the place of.
+            return change(BPF_PROG_ATTACH, cgroup, new, self.flags, None);
+        }
+        let flags = BPF_F_ALLOW_MULTI | BPF_F_REPLACE;
+        match change(BPF_PROG_ATTACH, cgroup, new, flags, Some(old)) {
+            Err(Errno::EINVAL) => {
+                attach_device_program(cgroup, new)?;
+                detach_device_program(cgroup, old)
+            }
+            other => other,
+        }
+    }
+}
+
+fn by_id(id: u32) -> Result<OwnedFd, Errno> {
+    let attr = IdAttr {
+        id,
+        next_id: 0,
+        open_flags: 0,
+    };
+    // SAFETY: attr is initialised, lives through the call and is passed with its own size; it
+    // holds no pointers.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_GET_FD_BY_ID,
+            &raw const attr,
+            size_of::<IdAttr>(),
+        )
+    };
+    let fd = Errno::result(fd)?;
+    // SAFETY: the kernel has just made this descriptor (close-on-exec), and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn name(program: &OwnedFd) -> Result<String, Errno> {
+    let mut info = ProgramInfo {
+        before: [0; 64],
+        name: [0; 16],
+    };
+    let mut attr = InfoAttr {
+        bpf_fd: program.as_raw_fd() as u32,
+        info_len: size_of::<ProgramInfo>() as u32,
+        info: &raw mut info as u64,
+    };
+    // SAFETY: attr is initialised, writable, lives through the call and is passed with its own size;
+    // info points to as many writable bytes as info_len says, all zero, so the kernel takes none of
+    // them for an address.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_OBJ_GET_INFO_BY_FD,
+            &raw mut attr,
+            size_of::<InfoAttr>(),
+        )
+    };
+    Errno::result(done)?;
+    let end = info.name.iter().position(|byte| *byte == 0);
+    let name = &info.name[..end.unwrap_or(info.name.len())];
+    Ok(String::from_utf8_lossy(name).into_owned())
 }

@@ -113,14 +113,14 @@ pub fn set_caps(effective: u64, permitted: u64, inheritable: u64) -> nix::Result
         .map(drop)
 }
 
-/// Joins a new session keyring called `name`; its serial number (KEYCTL_JOIN_SESSION_KEYRING).
-pub fn join_session_keyring(name: &CStr) -> nix::Result<i32> {
+/// Joins the session keyring called `name`, which is made where there is none that may be searched, or a
+/// new one without a name; its serial number (KEYCTL_JOIN_SESSION_KEYRING).
+pub fn join_session_keyring(name: Option<&CStr>) -> nix::Result<i32> {
     const KEYCTL_JOIN_SESSION_KEYRING: u32 = 1;
-    // SAFETY: a valid string.
-    super::checked(unsafe {
-        libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr())
-    })
-    .map(|serial| serial as i32)
+    let name = name.map_or(std::ptr::null(), CStr::as_ptr);
+    // SAFETY: a valid string, or the null pointer that the call takes for none.
+    super::checked(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name) })
+        .map(|serial| serial as i32)
 }
 
 /// What keyctl(2) tells of a key: `type;uid;gid;perm;description` (KEYCTL_DESCRIBE).

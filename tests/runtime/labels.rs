@@ -218,6 +218,31 @@ fn the_session_keyring_in_a_user_namespace() {
     );
 }
 
+/// Who guesses the name of a container has a keyring of that name ready, and opens it to all.
+#[test]
+fn a_keyring_of_somebody_else_is_not_joined() {
+    isorun_only!("runc joins it");
+    let mut bundle = Bundle::new();
+    let program = match crate::harness::probe() {
+        Ok(program) => program,
+        Err(why) => skip!("{why}"),
+    };
+    let mut command = std::process::Command::new(program);
+    command.args(["keyring", &format!("_ses.{}", bundle.id)]);
+    let mut other = crate::harness::Running::start(command, &bundle.dir.join("io"));
+    crate::harness::wait_for("the keyring", || {
+        assert!(other.alive(), "no keyring could be made");
+        other.stdout().contains("made")
+    });
+    // Only those are listed that the process may view, which this one is by being joined alone.
+    assert_eq!(session_keyring(&mut bundle), None);
+    let out = bundle.run().ok();
+    assert!(
+        out.stdout.lines().any(|line| line.contains(" keyring ")),
+        "it has one without a name: {out:#?}"
+    );
+}
+
 #[test]
 fn no_new_keyring() {
     let mut bundle = Bundle::sh("cat /proc/keys");

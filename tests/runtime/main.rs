@@ -60,4 +60,5 @@ mod systemd;
 mod systemd_real;
 mod terminal;
 mod update;
+mod update_devices;
 mod userns;

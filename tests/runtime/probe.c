@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static long number(const char *text) { return (long)strtoull(text, NULL, 0); }
@@ -248,6 +249,19 @@ static int flood(void)
             return 0;
 }
 
+// keyring: as user 1000 makes a session keyring of this name, which everybody may search, and waits.
+static int keyring(char **argv)
+{
+    if (setresgid(1000, 1000, 1000) || setresuid(1000, 1000, 1000))
+        return 1;
+    long id = syscall(SYS_keyctl, 1, argv[0]);
+    if (id < 0 || syscall(SYS_keyctl, 5, id, 0x3f3f0008))
+        return 1;
+    puts("made");
+    pause();
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     setvbuf(stdout, NULL, _IOLBF, 0);
@@ -275,6 +289,8 @@ int main(int argc, char **argv)
         return spy(rest);
     if (!strcmp(what, "agent") && argc > 3)
         return agent(rest);
+    if (!strcmp(what, "keyring") && argc > 2)
+        return keyring(rest);
     fprintf(stderr, "probe: what is %s?\n", what);
     return 64;
 }

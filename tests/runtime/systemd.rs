@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::harness::systemd::Systemd;
 use crate::harness::{Bundle, Output, View, cgroup_dir, cgroups_named, view};
+use crate::update_devices::{denied, give_kmsg, kmsg, readable, update};
 
 /// A bundle whose scope is in a slice of its own, and its systemd.
 fn bundle(script: &str) -> (Bundle, Systemd, String) {
@@ -185,6 +186,41 @@ fn an_update_is_one_of_the_unit() {
         .code(1);
     assert_eq!(systemd.calls().len(), count, "{:?}", systemd.calls());
     assert_eq!(fs::read_to_string(&memory).unwrap().trim(), "33554432");
+    bundle.delete_force().ok();
+    clean_slice(&slice);
+}
+
+/// systemd is told of new device rules, too; where it cannot be, the old ones are put in force again, and
+/// the limits with them.
+#[test]
+fn device_rules_are_those_of_the_unit() {
+    isorun_only!("the stand-in speaks to isorun alone");
+    let (mut bundle, systemd, slice) = bundle("exec sleep 1000");
+    give_kmsg(&mut bundle, json!([denied()]));
+    call(&bundle, &["run", "--detach"]).ok();
+    assert_eq!(kmsg(&bundle), "closed closed");
+    update(&bundle, &json!({"devices": readable()})).ok();
+    assert_eq!(kmsg(&bundle), "open closed");
+    let (_, told) = systemd.last("SetUnitProperties");
+    assert_eq!(told["DevicePolicy"], "strict");
+    assert!(told["DeviceAllow"].contains("/dev/char/1:11 r"), "{told:?}");
+    let all = json!([{"allow": true, "access": "rwm"}]);
+    update(&bundle, &json!({"devices": all})).ok();
+    let (_, told) = systemd.last("SetUnitProperties");
+    assert_eq!(told["DevicePolicy"], "strict");
+    assert_eq!(told["DeviceAllow"], "block-* rwm,char-* rwm");
+    update(&bundle, &json!({"devices": readable()})).ok();
+    drop(systemd);
+    let mut resources = json!({"devices": [denied()]});
+    if view() == View::Hybrid {
+        resources["pids"] = json!({"limit": 12});
+    }
+    update(&bundle, &resources).code(1);
+    assert_eq!(kmsg(&bundle), "open closed");
+    if view() == View::Hybrid {
+        let pids = cgroup_dir(bundle.pid(), "pids").join("pids.max");
+        assert_eq!(fs::read_to_string(pids).unwrap(), "max\n");
+    }
     bundle.delete_force().ok();
     clean_slice(&slice);
 }

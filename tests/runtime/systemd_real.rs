@@ -9,6 +9,7 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::harness::{Bundle, Output, run_command, wait_for};
+use crate::update_devices::{denied, give_kmsg, kmsg, readable, update};
 
 const INSIDE: &str = "ISORUN_WITH_SYSTEMD";
 
@@ -184,5 +185,45 @@ fn what_systemd_refuses_is_told() {
         out.stderr
     );
     assert_eq!(property(&bundle, "LoadState"), "not-found");
+    bundle.assert_gone();
+}
+
+/// Device rules are the unit's, too: what systemd does when it reads its files again neither loosens nor
+/// loses them, before an update or after.
+#[test]
+fn device_rules_survive_a_reload() {
+    isorun_only!("runc leaves device rules as they are");
+    if !inside("device_rules_survive_a_reload") {
+        return;
+    }
+    let mut bundle = bundle("exec sleep 1000");
+    give_kmsg(&mut bundle, json!([denied()]));
+    call(&bundle, &["run", "--detach"]).ok();
+    let all = json!([{"allow": true, "access": "rwm"}]);
+    let none = json!([denied()]);
+    for (rules, seen, listed) in [
+        (None, "closed closed", false),
+        (Some(readable()), "open closed", true),
+        (Some(none.clone()), "closed closed", false),
+        (Some(all), "open open", false),
+        (Some(none), "closed closed", false),
+    ] {
+        if let Some(rules) = rules {
+            update(&bundle, &json!({"devices": rules})).ok();
+        }
+        // systemd sets its own rules a moment after it said that it will.
+        wait_for(seen, || kmsg(&bundle) == seen);
+        assert_eq!(property(&bundle, "DevicePolicy"), "strict", "{seen}");
+        let allowed = property(&bundle, "DeviceAllow");
+        assert_eq!(allowed.contains("/dev/char/1:11 r"), listed, "{allowed}");
+        let mut reload = Command::new("systemctl");
+        let done = reload.args(["--user", "daemon-reload"]).status();
+        assert!(done.unwrap().success());
+        wait_for("systemd", || property(&bundle, "ActiveState") == "active");
+        assert_eq!(kmsg(&bundle), seen);
+    }
+    let mut delete = bundle.command(&["delete", "--force", &bundle.id]);
+    delete.env("XDG_RUNTIME_DIR", "/run/user/0");
+    run_command(delete, &bundle.dir.join("io")).ok();
     bundle.assert_gone();
 }

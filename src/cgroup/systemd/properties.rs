@@ -17,10 +17,11 @@ const PERIOD: u64 = 100_000;
 pub(super) fn of(dirs: &[PlannedDir], version: u32) -> Vec<(String, Value)> {
     let mut found = Vec::new();
     if let Some(devices) = dirs.iter().find_map(|dir| dir.devices.as_ref()) {
-        let (policy, list) = match devices.allow_list().filter(|_| version >= 240) {
-            Some(list) => ("strict", list),
-            // What systemd cannot say is left to our own rules, and not denied meanwhile.
-            None => ("auto", Vec::new()),
+        let (policy, list) = match version {
+            // What systemd cannot say is left to our own rules, and allowed by it. Not by "auto": a
+            // systemd that has denied something goes on with that (seen with 252).
+            240.. => ("strict", devices.allow_list().unwrap_or_else(everything)),
+            _ => ("auto", Vec::new()),
         };
         found.push(("DevicePolicy".into(), Value::Text(policy.into())));
         if !list.is_empty() {
@@ -43,6 +44,12 @@ pub(super) fn of(dirs: &[PlannedDir], version: u32) -> Vec<(String, Value)> {
     }
     quota(&rows, version, &mut found);
     found
+}
+
+fn everything() -> Vec<(String, String)> {
+    ["block-*", "char-*"]
+        .map(|kind| (kind.to_string(), "rwm".to_string()))
+        .into()
 }
 
 fn one(row: &Write, version: u32) -> Option<(&'static str, Value)> {

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,11 +17,11 @@ use super::linux;
 const INSIDE: &str = "ISORUN_TEST_V2";
 
 /// A name below which nobody else works.
-fn name(test: &str) -> String {
+pub(super) fn name(test: &str) -> String {
     format!("isorun-test-{}-{test}", std::process::id())
 }
 
-fn planned(path: &str, resources: Value) -> (Hierarchies, CgroupPlan) {
+pub(super) fn planned(path: &str, resources: Value) -> (Hierarchies, CgroupPlan) {
     let linux = linux(json!({"cgroupsPath": path, "resources": resources}));
     let host = detect(Some(&linux)).unwrap();
     let plan = plan(Some(&linux), "c", &host).unwrap();
@@ -28,7 +29,7 @@ fn planned(path: &str, resources: Value) -> (Hierarchies, CgroupPlan) {
 }
 
 /// True with a writable hierarchy of v1, after telling why not.
-fn can_v1() -> bool {
+pub(super) fn can_v1() -> bool {
     let host = detect(None).unwrap();
     let why = match (nix::unistd::geteuid().is_root(), host.mode) {
         (false, _) => "not root",
@@ -46,7 +47,7 @@ fn can_v1() -> bool {
 }
 
 /// Runs this test again in a private pure v2 view. True in there, where the test shall go on.
-fn inside_v2(test: &str) -> bool {
+pub(super) fn inside_v2(test: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
@@ -60,7 +61,7 @@ fn inside_v2(test: &str) -> bool {
     let status = Command::new("unshare")
         .args(["-m", "sh", "-c", script])
         .arg(std::env::current_exe().unwrap())
-        .arg(format!("cgroup::tests::kernel::{test}"))
+        .arg(format!("cgroup::tests::{test}"))
         .env(INSIDE, "1")
         .status();
     match status {
@@ -313,7 +314,7 @@ fn a_refused_limit_on_v1() {
 
 #[test]
 fn a_life_on_v2() {
-    if !inside_v2("a_life_on_v2") {
+    if !inside_v2("kernel::a_life_on_v2") {
         return;
     }
     let path = format!("/{}/a", name("life"));
@@ -367,7 +368,7 @@ fn a_life_on_v2() {
 /// A signal reaches every process; a cgroup that stays busy is told after a bounded time.
 #[test]
 fn signals_and_a_busy_cgroup_on_v2() {
-    if !inside_v2("signals_and_a_busy_cgroup_on_v2") {
+    if !inside_v2("kernel::signals_and_a_busy_cgroup_on_v2") {
         return;
     }
     let (_, plan) = planned(&format!("/{}", name("busy")), json!({}));
@@ -399,7 +400,7 @@ fn signals_and_a_busy_cgroup_on_v2() {
 /// Limits on v2 with the one controller that a hybrid machine leaves to it.
 #[test]
 fn limits_on_v2() {
-    if !inside_v2("limits_on_v2") {
+    if !inside_v2("kernel::limits_on_v2") {
         return;
     }
     let offered = read(Path::new("/sys/fs/cgroup/cgroup.controllers"));
@@ -436,4 +437,43 @@ fn limits_on_v2() {
             .to_string();
         assert!(error.contains("linux.resources.memory.limit needs the cgroup controller memory"));
     }
+}
+
+/// As deep as a container can make them: 1,000 levels, with a process at the end, gone through with a
+/// small stack.
+#[test]
+fn a_deep_tree_on_v2() {
+    if !inside_v2("kernel::a_deep_tree_on_v2") {
+        return;
+    }
+    let (_, plan) = planned(&format!("/{}", name("deep")), json!({}));
+    let cgroup = Cgroup::create(&plan).unwrap();
+    let level = Path::new("levels-of-this-name");
+    let mut dir = fs::File::open(&plan.dirs[0].path).unwrap();
+    for depth in 0..1_000 {
+        let below = format!("/proc/self/fd/{}", dir.as_raw_fd());
+        let below = Path::new(&below).join(level);
+        match fs::create_dir(&below) {
+            Ok(()) => dir = fs::File::open(&below).unwrap(),
+            Err(error) => {
+                cgroup.placed().remove().unwrap();
+                return println!("skipped: no {depth} levels can be made here: {error}");
+            }
+        }
+    }
+    let mut shell = Shell::new();
+    let procs = format!("/proc/self/fd/{}/cgroup.procs", dir.as_raw_fd());
+    fs::write(procs, shell.pid().to_string()).unwrap();
+    let placed = cgroup.placed().clone();
+    let pid = shell.pid();
+    let small = std::thread::Builder::new().stack_size(64 << 10);
+    let walker = small.spawn(move || {
+        assert_eq!(placed.processes().unwrap(), [pid]);
+        placed.kill().unwrap();
+        placed.remove().unwrap();
+    });
+    let walked = walker.unwrap().join();
+    shell.0.wait().unwrap();
+    assert!(walked.is_ok());
+    assert!(!plan.dirs[0].path.exists());
 }

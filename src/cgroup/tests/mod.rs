@@ -1,5 +1,6 @@
 //! Tests of the manager: pure ones on captured hosts, and ones on the running kernel.
 
+mod devices;
 mod kernel;
 mod pure;
 mod rules;

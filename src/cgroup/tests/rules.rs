@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::super::devices::{Access, DeviceKind, DeviceRule, Devices};
+use super::super::devices::{Access, DeviceKind, DeviceRule, Devices, line};
 use super::resources;
 use crate::sys::bpf::{self, Insn};
 
@@ -235,7 +235,9 @@ fn usual_rules() {
         {"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
         {"allow": false, "type": "c", "major": 10, "minor": 229, "access": "rwm"},
     ]));
-    let (writes, list) = docker.v1_writes().unwrap();
+    let (writes, (allow, table)) = docker.v1_writes().unwrap();
+    let list: Vec<String> = table.iter().map(|(name, bits)| line(name, *bits)).collect();
+    assert!(!allow);
     assert_eq!(writes[0], ("devices.deny", "a".into()));
     assert!(list.contains(&"c 1:3 rwm".to_string()) && list.contains(&"c 136:* rwm".to_string()));
     assert!(!list.iter().any(|line| line.contains("10:229")), "{list:?}");
