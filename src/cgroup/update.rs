@@ -251,11 +251,15 @@ fn as_written(write: &Write, text: &str) -> Option<String> {
     let same = text
         .lines()
         .find(|line| line.split_whitespace().next() == Some(key));
-    Some(match (same, wants.split_once('=')) {
-        (Some(line), _) => line.to_string(),
+    Some(match same {
+        Some(line) => line.to_string(),
         // A device without a line has no limit.
-        (None, Some((start, _))) => format!("{start}=max"),
-        (None, None) => format!("{key} 0"),
+        None if wants.contains('=') => {
+            let limits = wants.split_whitespace().skip(1);
+            let names = limits.filter_map(|limit| Some(limit.split_once('=')?.0));
+            names.fold(key.to_string(), |line, name| format!("{line} {name}=max"))
+        }
+        None => format!("{key} 0"),
     })
 }
 
@@ -275,4 +279,45 @@ fn restore(before: &Before<'_>) -> Result<()> {
                 errno,
             )
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is written to go back, from what the file said before.
+    #[test]
+    fn the_way_back() {
+        let line = |file: &str, wants: &str| {
+            let controller = file.split('.').next().unwrap();
+            Write::new(controller, file, wants, "field", Check::line(wants))
+        };
+        let both = "mlx hca_handle=2 hca_object=7";
+        for (write, before, want) in [
+            (
+                line("rdma.max", both),
+                "",
+                "mlx hca_handle=max hca_object=max",
+            ),
+            (
+                line("rdma.max", both),
+                "old hca_handle=1 hca_object=1\nmlx hca_handle=5 hca_object=max\n",
+                "mlx hca_handle=5 hca_object=max",
+            ),
+            (
+                line("io.max", "8:0 rbps=1"),
+                "8:16 rbps=2\n",
+                "8:0 rbps=max",
+            ),
+            (line("io.weight", "8:0 100"), "default 50\n", "8:0 0"),
+            (
+                Write::new("pids", "pids.max", 3, "field", Check::Exact),
+                "max\n",
+                "max",
+            ),
+        ] {
+            let got = as_written(&write, before);
+            assert_eq!(got.as_deref(), Some(want), "{before:?}");
+        }
+    }
 }

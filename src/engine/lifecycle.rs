@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
 
 use super::hooks::{self, HookState};
 use crate::cgroup::Placed;
@@ -182,8 +183,31 @@ pub fn kill(store: &Store, id: &str, signal: i32, all: bool) -> Result<()> {
             }
             Ok(())
         }
-        _ => Err(wrong_state("container not running".into())),
+        _ => {
+            // As under runc: those that a container without a pid namespace of its own has left.
+            if signal == libc::SIGKILL
+                && let Some(placed) = record.placed()
+                && !placed.processes()?.is_empty()
+                && shares_pid_namespace(store, id)
+            {
+                return placed.kill();
+            }
+            Err(wrong_state("container not running".into()))
+        }
     }
+}
+
+/// Whether config.json gives the container no pid namespace of its own.
+fn shares_pid_namespace(store: &Store, id: &str) -> bool {
+    let Ok((spec, _)) = store
+        .config(id)
+        .and_then(|text| crate::spec::parse::parse(&text))
+    else {
+        return false;
+    };
+    let mut list = spec.linux().iter().flat_map(|linux| linux.namespaces());
+    let own = |one: &LinuxNamespace| one.typ() == LinuxNamespaceType::Pid && one.path().is_none();
+    !list.any(|list| list.iter().any(own))
 }
 
 /// Sends a signal to the process that has this pid and start time, and to no other that got the pid

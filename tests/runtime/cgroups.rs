@@ -400,3 +400,45 @@ fn cgroups_too_deep_for_a_path_are_found_and_removed() {
     bundle.assert_gone();
     assert!(!top.exists());
 }
+
+/// A cgroup that somebody uses, or that is frozen, is refused in runc's words, and stays as it is.
+#[test]
+fn a_cgroup_that_is_in_use_or_frozen() {
+    let first = crate::exec::idle();
+    let path = main_path(first.pid());
+    let mut second = Bundle::sh("true");
+    second.set("/linux/cgroupsPath", json!(path));
+    for run in [Bundle::run, Bundle::create] {
+        let out = run(&second).code(1);
+        assert!(
+            out.stderr
+                .contains("container's cgroup is not empty: 1 process(es) found"),
+            "{out:#?}"
+        );
+        second.assert_gone();
+    }
+    assert_eq!(first.status(), "running");
+    let (controller, file, frozen, thawed) = match view() {
+        View::V2 => ("", "cgroup.freeze", "1", "0"),
+        View::Hybrid => ("freezer", "freezer.state", "FROZEN", "THAWED"),
+    };
+    let dir = cgroup_dir(first.pid(), controller);
+    let empty = dir.with_file_name(format!("{}frozen", first.id));
+    std::fs::create_dir(&empty).unwrap();
+    std::fs::write(empty.join(file), frozen).unwrap();
+    let top = std::path::Path::new(&path).with_file_name(empty.file_name().unwrap());
+    second.set("/linux/cgroupsPath", json!(top));
+    let out = second.run().code(1);
+    assert!(
+        out.stderr
+            .contains("container's cgroup unexpectedly frozen"),
+        "{out:#?}"
+    );
+    assert_eq!(
+        std::fs::read_to_string(empty.join(file)).unwrap().trim(),
+        frozen
+    );
+    second.assert_gone();
+    std::fs::write(empty.join(file), thawed).unwrap();
+    std::fs::remove_dir(&empty).unwrap();
+}

@@ -40,6 +40,9 @@ fn exit_statuses_and_output() {
     exec(&bundle, &["true"]).ok();
     exec(&bundle, &["sh", "-c", "kill -9 $$"]).code(128 + 9);
     exec(&bundle, &["sh", "-c", "exit 255"]).code(255);
+    // 126 and 127 are a shell's own words, and are passed on.
+    exec(&bundle, &["sh", "-c", "/nonesuch"]).code(127);
+    exec(&bundle, &["sh", "-c", "/etc/passwd"]).code(126);
     // What comes after the id is the command's, flags included.
     let out = exec(&bundle, &["sh", "-c", "echo \"$@\"", "sh", "--user", "-d"]).ok();
     assert_eq!(out.text(), "--user -d");
@@ -242,6 +245,37 @@ fn flags() {
     let out = exec_with(&bundle, &["-e", "PATH=/root"], &["echo", "found"]).ok();
     assert_eq!(out.text(), "found");
     exec_with(&bundle, &["-e", "PATH=/none"], &["echo"]).code(255);
+}
+
+/// HOME is the user's of /etc/passwd where the environment has none, or an empty one; / where that knows
+/// nothing. PATH is what the container has.
+#[test]
+fn home_and_path() {
+    let mut bundle = Bundle::sh("exec sleep 1000");
+    bundle.set("/process/env", json!(["PATH=/bin:/none", "HOME=/of/init"]));
+    bundle.run_detached().ok();
+    let script = &["sh", "-c", "echo $HOME $PATH"];
+    for (flags, said) in [
+        (&[][..], "/of/init /bin:/none"),
+        (&["-e", "HOME="], "/root /bin:/none"),
+        (&["-e", "HOME=", "--user", "1000"], "/home/ann /bin:/none"),
+        (&["-e", "HOME=", "--user", "4321"], "/ /bin:/none"),
+        (&["-e", "HOME=/a", "-e", "HOME=/b"], "/b /bin:/none"),
+        (&["-e", "PATH=/bin"], "/of/init /bin"),
+    ] {
+        assert_eq!(
+            exec_with(&bundle, flags, script).ok().text(),
+            said,
+            "{flags:?}"
+        );
+    }
+    fs::remove_file(bundle.rootfs("/etc/passwd")).unwrap();
+    let out = exec_with(&bundle, &["-e", "HOME="], script).ok();
+    assert_eq!(out.text(), "/ /bin:/none", "without /etc/passwd");
+    // Without any PATH only a path is found.
+    let process = |args: Value| json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "env": ["X=1"], "args": args});
+    let out = exec_file(&bundle, &process(json!(["/bin/echo", "by path"]))).ok();
+    assert_eq!(out.text(), "by path");
 }
 
 #[test]

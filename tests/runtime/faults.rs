@@ -191,3 +191,51 @@ fn a_start_hook_that_hangs_keeps_nobody_from_killing() {
         delete_leaves_nothing(&bundle);
     }
 }
+
+/// The last record is gone; where the cgroup is, the first one says.
+#[test]
+fn the_record_is_missing() {
+    isorun_only!("runc cannot delete a container whose state it cannot read");
+    for script in ["sleep 300", "sleep 300 & exec sleep 300"] {
+        let mut bundle = Bundle::sh(script);
+        bundle.without_namespace("pid");
+        bundle.run_detached().ok();
+        let record = bundle.state_root().join(&bundle.id).join("state.json");
+        std::fs::remove_file(&record).unwrap();
+        let out = bundle.call(&["state", &bundle.id]).code(1);
+        assert!(out.stderr.contains("container does not exist"), "{out:#?}");
+        let list = bundle.call(&["list"]).ok();
+        assert!(list.stdout.contains(&bundle.id), "{list:#?}");
+        delete_leaves_nothing(&bundle);
+    }
+}
+
+/// Who creates it is still at it, in a hook: `delete --force` does not wait for the hook's end.
+#[test]
+fn deleted_while_it_is_being_created() {
+    isorun_only!("runc 1.1 writes no state before its hooks");
+    let bundle = blocked_at("createRuntime");
+    let running = bundle.spawn_create();
+    let hook: i32 = bundle.wait_file("blocked").trim().parse().unwrap();
+    assert_eq!(bundle.status(), "creating");
+    let begin = std::time::Instant::now();
+    delete_leaves_nothing(&bundle);
+    assert!(begin.elapsed().as_secs() < 8, "it waited for the hook");
+    running.finish().code(1);
+    wait_for("the hook to end", || is_zombie(hook));
+}
+
+/// The first process is gone, and somebody else of the container is not.
+#[test]
+fn the_init_is_gone_and_the_cgroup_is_not_empty() {
+    since_runc!(1, 2, "the end of all who share a pid namespace");
+    let mut bundle = Bundle::sh("trap '' TERM HUP; sleep 300 & exec sleep 0.1");
+    bundle.without_namespace("pid");
+    bundle.run_detached().ok();
+    bundle.wait_status("stopped");
+    assert!(
+        !crate::harness::processes_tagged(&bundle.id).is_empty(),
+        "the sleep is there"
+    );
+    delete_leaves_nothing(&bundle);
+}

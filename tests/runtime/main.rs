@@ -34,6 +34,7 @@ mod isorun_only;
 mod join;
 mod labels;
 mod lifecycle;
+mod list;
 mod mounts;
 mod mounts_cgroup;
 mod mounts_denied;

@@ -188,6 +188,30 @@ fn kill_reaches_all_who_share_a_pid_namespace() {
     bundle.assert_gone();
 }
 
+/// The first process has ended by itself; those that it left go by SIGKILL, and by no other signal.
+#[test]
+fn kill_reaches_who_is_left_of_a_shared_pid_namespace() {
+    since_runc!(1, 2, "the kill of all processes without a pid namespace");
+    let mut bundle = Bundle::sh("sleep 1007 & sleep 0.1");
+    bundle.without_namespace("pid");
+    bundle.run_detached().ok();
+    bundle.wait_status("stopped");
+    let left = || {
+        let out = bundle.call(&["ps", "-f", "json", &bundle.id]).ok();
+        serde_json::from_str::<Option<Vec<i32>>>(&out.stdout)
+            .unwrap()
+            .unwrap_or_default()
+    };
+    assert_eq!(left().len(), 1, "the sleep is there");
+    let out = bundle.kill("TERM").code(1);
+    assert!(out.stderr.contains("container not running"), "{out:#?}");
+    assert_eq!(left().len(), 1, "the sleep is there");
+    bundle.kill("KILL").ok();
+    wait_for("its end", || left().is_empty());
+    bundle.delete().ok();
+    bundle.assert_gone();
+}
+
 #[test]
 fn kill_all_reaches_everyone() {
     if !crate::ps::has_ps() {

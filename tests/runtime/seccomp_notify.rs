@@ -227,3 +227,37 @@ fn exec_hands_a_listener_over_as_well() {
     assert_eq!(said["state"]["pid"], json!(pid), "{said}");
     assert_ne!(said["pid"], json!(pid), "{said}");
 }
+
+/// An agent is asked for what a further process does as well: it is told of that process, by its pid.
+#[test]
+fn a_further_process_has_a_listener_of_its_own() {
+    let mut bundle = Bundle::sh("exec sleep 1000");
+    if let Err(why) = bundle.add_probe() {
+        skip!("{why}");
+    }
+    let first = agent(&bundle, "agent", "continue");
+    bundle.set(
+        "/linux/seccomp",
+        filter(&bundle.host("agent"), &["getpgrp"]),
+    );
+    bundle.set("/linux/seccomp/listenerMetadata", json!("of the exec"));
+    bundle.run_detached().ok();
+    let of_init = told(first);
+    assert_eq!(of_init["pid"], json!(bundle.pid()));
+    std::fs::remove_file(bundle.host("agent")).unwrap();
+    let second = agent(&bundle, "agent", "43");
+    let out = bundle.call(&["exec", &bundle.id, "/probe", "syscall", "111"]);
+    assert_eq!(out.ok().text(), "ret -1 errno 43");
+    let said = told(second);
+    assert_eq!(said["metadata"], "of the exec", "{said}");
+    assert_eq!(said["fds"], json!(["seccompFd"]), "{said}");
+    assert_eq!(said["state"]["id"], json!(bundle.id), "{said}");
+    assert_eq!(said["state"]["status"], "running", "{said}");
+    assert!(said["pid"].as_i64().unwrap() > 1, "{said}");
+    assert_ne!(said["pid"], of_init["pid"], "{said}");
+    // Without an agent the program does not run.
+    std::fs::remove_file(bundle.host("agent")).unwrap();
+    let out = bundle.call(&["exec", &bundle.id, "touch", "/tmp/ran"]);
+    out.code(255);
+    assert!(!bundle.rootfs("/tmp/ran").exists());
+}

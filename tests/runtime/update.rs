@@ -88,6 +88,134 @@ fn flags_one_by_one() {
     update(&bundle, &[]).ok();
 }
 
+/// The flags that few use, each where this kernel has the file.
+#[test]
+fn the_other_flags() {
+    since_runc!(1, 2, "burst and idle groups");
+    let bundle = limited!();
+    for (flags, controller, file, want) in [
+        (&["--cpu-burst", "5000"][..], "cpu", "cfs_burst_us", "5000"),
+        (&["--cpuset-mems", "0"], "cpuset", "mems", "0"),
+        (&["--cpu-idle", "1"], "cpu", "idle", "1"),
+        (&["--cpu-idle", "0"], "cpu", "idle", "0"),
+        (&["--blkio-weight", "300"], "blkio", "bfq.weight", "300"),
+        (
+            &["--memory-reservation", "-1"],
+            "memory",
+            "soft_limit_in_bytes",
+            "",
+        ),
+    ] {
+        let path = cgroup_dir(bundle.pid(), controller).join(format!("{controller}.{file}"));
+        if !path.exists() {
+            // Asked for in vain is an error, and not silence.
+            let out = update(&bundle, flags).code(1);
+            assert!(out.stderr.contains(controller), "{out:#?}");
+            continue;
+        }
+        update(&bundle, flags).ok();
+        let got = limit(&bundle, controller, file);
+        match want {
+            "" => assert!(got.parse::<u64>().unwrap() > 1 << 60, "{flags:?}: {got}"),
+            want => assert_eq!(got, want, "{flags:?}"),
+        }
+    }
+    // Real-time is its parent's to give, which may have none. More than all of the time nobody gives.
+    if cgroup_dir(bundle.pid(), "cpu")
+        .join("cpu.rt_runtime_us")
+        .exists()
+    {
+        let flags = ["--cpu-rt-period", "900000", "--cpu-rt-runtime", "800000"];
+        let values = || ["rt_period_us", "rt_runtime_us"].map(|file| limit(&bundle, "cpu", file));
+        let before = values();
+        let given = update(&bundle, &flags).code == 0;
+        let want = if given {
+            ["900000", "800000"].map(String::from)
+        } else {
+            before
+        };
+        assert_eq!(values(), want);
+        let out = update(&bundle, &["--cpu-rt-runtime", "9999999"]).code(1);
+        assert!(out.stderr.contains("rt_runtime_us"), "{out:#?}");
+        assert_eq!(values(), want);
+    }
+    for flag in ["--kernel-memory", "--kernel-memory-tcp"] {
+        let out = update(&bundle, &[flag, "10m"]).ok();
+        assert!(out.stderr.to_lowercase().contains("kernel"), "{out:#?}");
+    }
+    // This host has no resctrl to write a schema to.
+    if !std::path::Path::new("/sys/fs/resctrl/schemata").exists() {
+        for flags in [
+            ["--l3-cache-schema", "L3:0=f"],
+            ["--mem-bw-schema", "MB:0=20"],
+        ] {
+            update(&bundle, &flags).code(1);
+        }
+    }
+}
+
+/// `unified` by file: the files of v2 as they are called; one that is refused takes the others back.
+#[test]
+fn unified_by_file() {
+    since_runc!(1, 1, "unified in updates");
+    let bundle = idle();
+    let file = |resources: &serde_json::Value| {
+        let path = bundle.host("resources.json");
+        fs::write(&path, resources.to_string()).unwrap();
+        update(&bundle, &["--resources", path.to_str().unwrap()])
+    };
+    if view() == View::Hybrid {
+        let resources = json!({"unified": {"pids.max": "5"}, "pids": {"limit": 6}});
+        let out = file(&resources).code(1);
+        assert!(
+            out.stderr.contains("cannot use unified on cgroup v1"),
+            "{out:#?}"
+        );
+        assert_eq!(limit(&bundle, "pids", "max"), "max");
+        return;
+    }
+    let read = |name: &str| {
+        fs::read_to_string(cgroup_dir(bundle.pid(), "").join(name))
+            .map(|text| text.trim().to_string())
+    };
+    file(&json!({"unified": {"cgroup.max.depth": "7", "cgroup.max.descendants": "70"}})).ok();
+    assert_eq!(read("cgroup.max.depth").unwrap(), "7");
+    assert_eq!(read("cgroup.max.descendants").unwrap(), "70");
+    let out = file(&json!({"unified": {"cgroup.max.depth": "8", "cgroup.max.descendants": "x"}}));
+    let out = out.code(1);
+    isorun_only!("runc leaves what it wrote before");
+    assert!(
+        out.stderr
+            .contains("linux.resources.unified[\"cgroup.max.descendants\"]"),
+        "{out:#?}"
+    );
+    assert_eq!(read("cgroup.max.depth").unwrap(), "7");
+}
+
+/// A controller that this machine does not have is named, with the field; nothing else is changed.
+#[test]
+fn rdma_without_its_controller() {
+    isorun_only!("runc names the file");
+    if controller_usable("rdma") {
+        skip!("this machine has an rdma controller: integration/lab is for it");
+    }
+    let bundle = idle();
+    let path = bundle.host("resources.json");
+    let resources = json!({"rdma": {"mlx5_1": {"hcaHandles": 3, "hcaObjects": 10_000}},
+        "pids": {"limit": 60}});
+    fs::write(&path, resources.to_string()).unwrap();
+    let out = update(&bundle, &["--resources", path.to_str().unwrap()]).code(1);
+    // Where there is no controller for processes either, that is the first that is missing.
+    let missing = match controller_usable("pids") {
+        true => "linux.resources.rdma[\"mlx5_1\"] needs the cgroup controller rdma",
+        false => "linux.resources.pids.limit needs the cgroup controller pids",
+    };
+    assert!(out.stderr.contains(missing), "{out:#?}");
+    if view() == View::Hybrid && controller_usable("pids") {
+        assert_eq!(limit(&bundle, "pids", "max"), "max");
+    }
+}
+
 #[test]
 fn a_file_and_stdin() {
     since_runc!(1, 2, "files with nulls: 1.1.5 ends in a panic");

@@ -34,6 +34,9 @@ pub struct Stats {
     pub blkio: Blkio,
     /// Huge pages, by their size.
     pub hugetlb: BTreeMap<String, Hugetlb>,
+    /// RDMA devices; left out where there are none. runc's events have none at all.
+    #[serde(skip_serializing_if = "Rdma::is_empty")]
+    pub rdma: Rdma,
     /// Always empty: statistics of Intel RDT are not read.
     pub intel_rdt: BTreeMap<String, ()>,
     /// Always null, as in runc: networks are the engine's.
@@ -217,6 +220,75 @@ pub struct Hugetlb {
     pub max: u64,
     /// How often the limit was hit.
     pub failcnt: u64,
+}
+
+/// RDMA devices, with the names of libcontainer's RdmaStats.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Rdma {
+    /// What may be used.
+    #[serde(rename = "rdma_limit", skip_serializing_if = "Vec::is_empty")]
+    pub limit: Vec<RdmaEntry>,
+    /// What is in use.
+    #[serde(rename = "rdma_current", skip_serializing_if = "Vec::is_empty")]
+    pub current: Vec<RdmaEntry>,
+}
+
+/// One RDMA device.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct RdmaEntry {
+    /// Its name.
+    pub device: String,
+    /// Handles; u32::MAX without a limit.
+    #[serde(skip_serializing_if = "zero32")]
+    pub hca_handles: u32,
+    /// Objects; u32::MAX without a limit.
+    #[serde(skip_serializing_if = "zero32")]
+    pub hca_objects: u32,
+}
+
+fn zero32(n: &u32) -> bool {
+    *n == 0
+}
+
+impl Rdma {
+    fn is_empty(&self) -> bool {
+        self.limit.is_empty() && self.current.is_empty()
+    }
+
+    /// The files rdma.max and rdma.current, which v1 and v2 have alike (Linux
+    /// Documentation/admin-guide/cgroup-v1/rdma.rst): `mlx4_0 hca_handle=2 hca_object=max`.
+    fn read(dir: &PlacedDir) -> Result<Self> {
+        let list = |file: &str| {
+            let text = text(dir, file)?.unwrap_or_default();
+            Ok::<_, Error>(text.lines().filter_map(RdmaEntry::parse).collect())
+        };
+        Ok(Self {
+            limit: list("rdma.max")?,
+            current: list("rdma.current")?,
+        })
+    }
+}
+
+impl RdmaEntry {
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.split_whitespace();
+        let mut entry = Self {
+            device: words.next()?.to_string(),
+            ..Self::default()
+        };
+        for (key, number) in words.filter_map(|word| word.split_once('=')) {
+            let number = match number {
+                "max" => u32::MAX,
+                number => number.parse().ok()?,
+            };
+            match key {
+                "hca_handle" => entry.hca_handles = number,
+                "hca_object" => entry.hca_objects = number,
+                _ => {}
+            }
+        }
+        Some(entry)
+    }
 }
 
 /// Pressure stall information: Linux Documentation/accounting/psi.rst.

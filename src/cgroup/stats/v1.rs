@@ -2,7 +2,8 @@
 
 use super::super::placed::PlacedDir;
 use super::{
-    Blkio, BlkioEntry, Hugetlb, MemoryEntry, Stats, list, map, number, page_sizes, text, value,
+    Blkio, BlkioEntry, Hugetlb, MemoryEntry, Rdma, Stats, list, map, number, page_sizes, text,
+    value,
 };
 use crate::error::Result;
 
@@ -48,6 +49,9 @@ pub(super) fn read(dir: &PlacedDir, stats: &mut Stats) -> Result<()> {
     for size in page_sizes(dir, ".usage_in_bytes") {
         let hugetlb = hugetlb(dir, &size)?;
         stats.hugetlb.insert(size, hugetlb);
+    }
+    if dir.path.join("rdma.current").exists() {
+        stats.rdma = Rdma::read(dir)?;
     }
     Ok(())
 }

@@ -2,8 +2,8 @@
 
 use super::super::placed::PlacedDir;
 use super::{
-    Blkio, BlkioEntry, Hugetlb, Memory, MemoryEntry, Psi, PsiLine, Stats, map, number, page_sizes,
-    text, value,
+    Blkio, BlkioEntry, Hugetlb, Memory, MemoryEntry, Psi, PsiLine, Rdma, Stats, map, number,
+    page_sizes, text, value,
 };
 use crate::error::Result;
 
@@ -37,6 +37,7 @@ pub(super) fn read(dir: &PlacedDir, stats: &mut Stats) -> Result<()> {
         let hugetlb = hugetlb(dir, &size)?;
         stats.hugetlb.insert(size, hugetlb);
     }
+    stats.rdma = Rdma::read(dir)?;
     Ok(())
 }
 
@@ -173,6 +174,14 @@ mod tests {
             ),
             ("hugetlb.2MB.current", "1\n"),
             ("hugetlb.2MB.events", "max 6\n"),
+            (
+                "rdma.current",
+                "mlx4_0 hca_handle=1 hca_object=20\nocrdma1 hca_handle=0 hca_object=23\n",
+            ),
+            (
+                "rdma.max",
+                "mlx4_0 hca_handle=2 hca_object=2000\nocrdma1 hca_handle=3 hca_object=max\n",
+            ),
         ] {
             std::fs::write(path.join(name), text).unwrap();
         }
@@ -206,5 +215,14 @@ mod tests {
         assert_eq!(stats.blkio.io_serviced_recursive.len(), 2);
         assert_eq!(stats.blkio.io_service_bytes_recursive[1].value, 2);
         assert_eq!(stats.hugetlb["2MB"].failcnt, 6);
+        assert_eq!(
+            serde_json::to_string(&stats.rdma).unwrap(),
+            concat!(
+                r#"{"rdma_limit":[{"device":"mlx4_0","hca_handles":2,"hca_objects":2000},"#,
+                r#"{"device":"ocrdma1","hca_handles":3,"hca_objects":4294967295}],"#,
+                r#""rdma_current":[{"device":"mlx4_0","hca_handles":1,"hca_objects":20},"#,
+                r#"{"device":"ocrdma1","hca_objects":23}]}"#
+            )
+        );
     }
 }
