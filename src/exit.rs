@@ -13,6 +13,8 @@ pub enum Exit {
     Success,
     /// The command failed; one sentence on stderr and in `--log` says why.
     Failure,
+    /// There is no such command: 3, as with runc.
+    NoCommand,
     /// The status of the container's process, passed on: 0 to 255.
     Container(u8),
     /// A signal ended isorun's own work early (demo): 128 + signal.
@@ -35,6 +37,7 @@ impl Exit {
         match self {
             Exit::Success => 0,
             Exit::Failure => 1,
+            Exit::NoCommand => 3,
             Exit::Container(status) => status,
             Exit::Signal(signal) => u8::try_from(128 + signal).unwrap_or(1),
         }
@@ -55,6 +58,7 @@ mod tests {
     fn codes() {
         assert_eq!(Exit::Success.code(), 0);
         assert_eq!(Exit::Failure.code(), 1);
+        assert_eq!(Exit::NoCommand.code(), 3);
         assert_eq!(Exit::Signal(2).code(), 130);
         for (status, code) in [
             (0, 0),

@@ -49,5 +49,5 @@ pub use placed::{Placed, PlacedDir};
 pub use plan::{CgroupPlan, Ignored, PlannedDir, Version, Write, plan, plan_scope};
 pub use readback::Check;
 pub use stats::Stats;
-pub use systemd::{Scope, Systemd, Unit, Value};
+pub use systemd::{PROPERTY_ANNOTATIONS, Scope, Systemd, Unit, Value};
 pub use view::{MountView, ViewEntry, mount_view};

@@ -97,7 +97,14 @@ fn flags() -> Vec<Arg> {
 
 fn run(global: &Global, matches: &ArgMatches) -> Result<Exit> {
     if let Some(flag) = words(matches).next().filter(|word| word.starts_with('-')) {
-        let sentence = format!("\"exec\" flag provided but not defined: {flag}");
+        let name = flag.trim_start_matches('-');
+        let sentence = format!("flag provided but not defined: -{name}");
+        return Err(Error::new(Kind::Usage, sentence).remedy("see isorun exec --help"));
+    }
+    // As with runc: what is no number at all is a wrong command line, and any other number a failure.
+    let gids = strings(matches, "additional-gids");
+    if let Some(gid) = gids.iter().find(|gid| gid.parse::<i64>().is_err()) {
+        let sentence = format!("invalid value {gid:?} for flag -additional-gids: parse error");
         return Err(Error::new(Kind::Usage, sentence).remedy("see isorun exec --help"));
     }
     match request(global, matches).and_then(|request| engine::exec(&request)) {

@@ -3,6 +3,7 @@
 use clap::ArgMatches;
 
 use super::{Entry, Global, print_json};
+use crate::cgroup::PROPERTY_ANNOTATIONS;
 use crate::error::Result;
 use crate::exit::Exit;
 use crate::seccomp;
@@ -23,6 +24,6 @@ fn run(_: &Global, _: &ArgMatches) -> Result<Exit> {
         known_flags: seccomp::FLAGS,
         supported_flags: &seccomp::supported_flags(),
     };
-    print_json(&features(Some(seccomp)))?;
+    print_json(&features(Some(seccomp), &[PROPERTY_ANNOTATIONS]))?;
     Ok(Exit::Success)
 }

@@ -14,6 +14,8 @@ use crate::state::Store;
 pub struct Global {
     /// Where containers' state is.
     pub store: Store,
+    /// `--root` says where.
+    pub root_given: bool,
     /// `--rootless`: whether cgroups may be missing for want of permission; nothing: as the host is.
     pub rootless: Option<bool>,
     /// systemd makes containers' cgroups.
@@ -41,13 +43,12 @@ impl Early {
         let mut args = args.iter().skip(1);
         while let Some(arg) = args.next() {
             let Some(arg) = arg.to_str() else { break };
-            let Some(option) = arg.strip_prefix("--").filter(|name| !name.is_empty()) else {
-                if arg.starts_with('-') {
-                    continue;
-                }
+            // One dash or two, as in Go.
+            let Some(option) = arg.strip_prefix('-') else {
                 early.command = Some(arg.to_string());
                 break;
             };
+            let option = option.strip_prefix('-').unwrap_or(option);
             let (name, value) = match option.split_once('=') {
                 Some((name, value)) => (name, Some(OsString::from(value))),
                 None if WITH_VALUE.contains(&option) => (option, args.next().cloned()),
@@ -134,6 +135,7 @@ impl Global {
         };
         Ok(Self {
             store: Store::new(root),
+            root_given: matches.contains_id("root"),
             systemd_cgroup: matches.get_flag("systemd-cgroup"),
             rootless: rootless(matches.get_one::<String>("rootless").map(String::as_str))?,
         })
@@ -167,6 +169,10 @@ mod tests {
         assert_eq!(early.command.as_deref(), Some("create"));
         assert_eq!(early.log.as_deref(), Some(std::path::Path::new("/l")));
         assert_eq!((early.format.as_deref(), early.debug), (Some("json"), true));
+        let early = scan("isorun -root /r -log /l -debug exec -log /x id");
+        assert_eq!(early.command.as_deref(), Some("exec"));
+        assert_eq!(early.log.as_deref(), Some(std::path::Path::new("/l")));
+        assert!(early.debug);
         assert_eq!(
             scan("isorun --root run list").command.as_deref(),
             Some("list")

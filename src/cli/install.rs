@@ -132,7 +132,7 @@ fn next(request: &Request) -> String {
     };
     let image = "docker.io/library/busybox echo hello";
     // Where systemd manages Podman's cgroups and isorun cannot, Podman has to do it itself.
-    let manager = match crate::spec::features(None)["linux"]["cgroup"]["systemd"].as_bool() {
+    let manager = match crate::spec::features(None, &[])["linux"]["cgroup"]["systemd"].as_bool() {
         Some(true) => "",
         _ => "--cgroup-manager cgroupfs ",
     };

@@ -30,15 +30,15 @@ pub const ENTRY: Entry = Entry {
 };
 
 fn run(global: &Global, matches: &ArgMatches) -> Result<Exit> {
+    let id = id_of(matches)?;
     let signal = matches
         .get_one::<String>("signal")
         .map_or("SIGTERM", String::as_str);
-    let signal = signal::parse(signal)?;
-    engine::kill(
-        &global.store,
-        id_of(matches)?,
-        signal,
-        matches.get_flag("all"),
-    )?;
+    let signal = signal::parse(signal).map_err(|error| match global.store.peek(id) {
+        // In runc's order: a container that is not there is told first.
+        Err(missing) => missing,
+        Ok(_) => error,
+    })?;
+    engine::kill(&global.store, id, signal, matches.get_flag("all"))?;
     Ok(Exit::Success)
 }

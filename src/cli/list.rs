@@ -33,6 +33,13 @@ pub const ENTRY: Entry = Entry {
 };
 
 fn run(global: &Global, matches: &ArgMatches) -> Result<Exit> {
+    // The default is made by the first container; one that somebody names has to be there, as for runc.
+    if global.root_given
+        && let Err(error) = std::fs::metadata(global.store.root())
+    {
+        let root = global.store.root().display().to_string();
+        return Err(Error::io("open", root, &error));
+    }
     if matches.get_flag("quiet") {
         let ids = global.store.ids()?.into_iter().map(|id| id + "\n");
         print(&ids.collect::<String>())?;

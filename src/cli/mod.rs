@@ -26,6 +26,7 @@ mod state;
 mod update;
 mod usage;
 mod version;
+mod words;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -96,9 +97,18 @@ fn dispatch(args: &[OsString]) -> Result<Exit> {
     }
     // Also a wrong command line is told in the log.
     early.start_log()?;
-    let matches = match command().try_get_matches_from(args) {
+    if let Some(name) = early.command.as_deref()
+        && LATER.contains(&name)
+    {
+        let sentence = format!("{name} is not supported yet: isorun does not call CRIU");
+        return Err(
+            Error::new(Kind::Usage, sentence).remedy("use runc for containers that are to move")
+        );
+    }
+    let matches = match parse(args) {
         Ok(matches) => matches,
-        Err(error) => return usage::answer(&error, early.command.as_deref()),
+        Err(Wrong::Word(error)) => return Err(usage::of_word(error, early.command.as_deref())),
+        Err(Wrong::Line(error)) => return usage::answer(&error, early.command.as_deref()),
     };
     let global = Global::read(&matches)?;
     if matches.get_flag("version") {
@@ -117,23 +127,65 @@ fn dispatch(args: &[OsString]) -> Result<Exit> {
     }
 }
 
+/// Commands of runc that this version does not have.
+const LATER: [&str; 2] = ["checkpoint", "restore"];
+
+/// Commands whose first argument ends the flags: the rest is a program's command line.
+const WHOLE_LINE: [&str; 2] = ["exec", "ps"];
+
+/// What is wrong with a command line.
+enum Wrong {
+    /// A flag, by the rules of Go's flags.
+    Word(Error),
+    /// What clap says.
+    Line(clap::Error),
+}
+
+/// Parses a command line. Flags in forms that only Go's package flag takes are written anew first, where
+/// there may be one; a usual command line pays nothing for that.
+fn parse(args: &[OsString]) -> std::result::Result<ArgMatches, Wrong> {
+    let first = match words::needs_care(args) {
+        true => None,
+        false => Some(command().try_get_matches_from(args)),
+    };
+    match first {
+        Some(Ok(matches)) => return Ok(matches),
+        Some(Err(error)) if !error.use_stderr() => return Err(Wrong::Line(error)),
+        _ => {}
+    }
+    let global = Command::new("isorun")
+        .args(global::arguments())
+        .arg(version_flag());
+    let one = |name: &str| {
+        let entry = COMMANDS.iter().find(|entry| entry.name == name)?;
+        Some((entry.arguments)(Command::new(entry.name)))
+    };
+    let args = words::rewritten(args, &global, one, &WHOLE_LINE).map_err(Wrong::Word)?;
+    command().try_get_matches_from(args).map_err(Wrong::Line)
+}
+
+fn version_flag() -> Arg {
+    Arg::new("version")
+        .long("version")
+        .short('v')
+        .action(ArgAction::SetTrue)
+        .help("Print the version")
+}
+
 /// The whole command line, for parsing and for the help.
 fn command() -> Command {
     let commands = COMMANDS.iter().map(|entry| {
         Command::new(entry.name)
             .about(entry.about)
+            .args_override_self(true)
             .defer(entry.arguments)
     });
     Command::new("isorun")
         .about("An OCI container runtime: runs bundles as runc does, and shows its plan first")
+        // The last one counts, as with runc.
+        .args_override_self(true)
         .args(global::arguments())
-        .arg(
-            Arg::new("version")
-                .long("version")
-                .short('v')
-                .action(ArgAction::SetTrue)
-                .help("Print the version"),
-        )
+        .arg(version_flag())
         .subcommands(commands)
         .subcommand_value_name("command")
         .subcommand_help_heading("Commands")

@@ -46,7 +46,10 @@ fn run(global: &Global, matches: &ArgMatches) -> Result<Exit> {
         return Err(Error::new(Kind::Usage, "the container ID is missing"));
     };
     if id.starts_with('-') {
-        let sentence = format!("\"ps\" flag provided but not defined: {id}");
+        let sentence = format!(
+            "flag provided but not defined: -{}",
+            id.trim_start_matches('-')
+        );
         return Err(Error::new(Kind::Usage, sentence).remedy("see isorun ps --help"));
     }
     crate::state::check_id(id)?;

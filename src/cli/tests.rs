@@ -13,10 +13,12 @@ fn parse(line: &str) -> std::result::Result<ArgMatches, clap::Error> {
 fn refusal(line: &str) -> String {
     let args = args(line);
     let early = global::Early::scan(&args);
-    let error = command().try_get_matches_from(&args).unwrap_err();
-    usage::answer(&error, early.command.as_deref())
-        .unwrap_err()
-        .to_string()
+    let command = early.command.as_deref();
+    match super::parse(&args) {
+        Err(Wrong::Word(error)) => usage::of_word(error, command).to_string(),
+        Err(Wrong::Line(error)) => usage::sentence(&error, command).to_string(),
+        Ok(_) => panic!("{line} must be refused"),
+    }
 }
 
 #[test]
@@ -67,27 +69,37 @@ fn values_arrive() {
 #[test]
 fn wrong_command_lines_are_told_in_one_sentence() {
     for (line, start) in [
-        ("isorun start", "\"start\" requires <container-id>"),
+        (
+            "isorun start",
+            "\"start\" requires exactly 1 argument(s): <container-id> is missing",
+        ),
+        (
+            "isorun kill",
+            "\"kill\" requires a minimum of 1 argument(s)",
+        ),
+        (
+            "isorun kill a KILL b",
+            "\"kill\" requires a maximum of 2 argument(s): \"b\"",
+        ),
+        ("isorun list x", "\"list\" requires exactly 0 argument(s)"),
         (
             "isorun run --foo x",
-            "\"run\" flag provided but not defined: --foo",
+            "flag provided but not defined: -foo; see isorun run --help",
         ),
-        (
-            "isorun --foo list",
-            "\"list\" flag provided but not defined: --foo",
-        ),
+        ("isorun --foo list", "flag provided but not defined: -foo"),
         (
             "isorun state a b",
-            "\"state\" takes no further argument: \"b\"",
+            "\"state\" requires exactly 1 argument(s): \"b\" is one too many",
         ),
-        ("isorun bogus", "there is no command \"bogus\""),
+        ("isorun bogus", "No help topic for 'bogus'"),
         (
             "isorun create --preserve-fds x a",
-            "\"create\" invalid value 'x'",
+            "invalid value \"x\" for flag -preserve-fds: parse error",
         ),
+        ("isorun create --bundle", "flag needs an argument: -bundle"),
         (
-            "isorun create --bundle",
-            "\"create\" a value is required for '--bundle <DIR>'",
+            "isorun run -d=x a",
+            "invalid boolean value \"x\" for -d: parse error",
         ),
     ] {
         let sentence = refusal(line);
@@ -121,4 +133,28 @@ fn the_help_tells_what_works_and_nothing_else() {
     }
     let create = parse("isorun create --help").unwrap_err().to_string();
     assert!(create.contains("--bundle"), "{create}");
+}
+
+#[test]
+fn flags_in_gos_forms() {
+    for line in [
+        "isorun -root /r -log-format json run -bundle /b -d=true abc",
+        "isorun --debug=true list -format json",
+        "isorun delete --force=false abc",
+        "isorun exec -t=false abc sh -c x",
+        "isorun kill abc -9",
+    ] {
+        let args = args(line);
+        if line.ends_with("-9") {
+            assert!(super::parse(&args).is_err(), "{line}");
+            continue;
+        }
+        assert!(super::parse(&args).is_ok(), "{line}");
+    }
+    let Ok(matches) = super::parse(&args("isorun -root /r run -bundle /b abc")) else {
+        panic!("it is a good command line");
+    };
+    let global = Global::read(&matches).unwrap();
+    assert_eq!(global.store.root(), std::path::Path::new("/r"));
+    assert!(global.root_given);
 }

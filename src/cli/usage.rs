@@ -2,9 +2,10 @@
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use super::print;
+use super::{print, words};
 use crate::error::{Error, Kind, Result};
 use crate::exit::Exit;
+use crate::log;
 
 /// What clap stopped at: help that was asked for is printed, the rest is an error in one sentence.
 pub fn answer(error: &clap::Error, command: Option<&str>) -> Result<Exit> {
@@ -13,43 +14,86 @@ pub fn answer(error: &clap::Error, command: Option<&str>) -> Result<Exit> {
             print(&error.render().to_string())?;
             Ok(Exit::Success)
         }
+        ErrorKind::InvalidSubcommand => {
+            log::error(&sentence(error, command).to_string());
+            Ok(Exit::NoCommand)
+        }
         _ => Err(sentence(error, command)),
     }
 }
 
-fn sentence(error: &clap::Error, command: Option<&str>) -> Error {
+/// How many arguments a command takes, in runc's words.
+fn arguments(command: &str, too_many: bool) -> &'static str {
+    match (command, too_many) {
+        ("kill" | "ps" | "exec", false) => "a minimum of 1 argument(s)",
+        ("kill", true) => "a maximum of 2 argument(s)",
+        ("list" | "spec" | "features", _) => "exactly 0 argument(s)",
+        ("plan" | "demo" | "install", _) => "other arguments",
+        _ => "exactly 1 argument(s)",
+    }
+}
+
+/// An error of [`words`], with where to read on.
+pub fn of_word(error: Error, command: Option<&str>) -> Error {
+    error.remedy(see(command))
+}
+
+fn see(command: Option<&str>) -> String {
+    let known = command.filter(|name| super::COMMANDS.iter().any(|entry| entry.name == *name));
+    match known {
+        Some(name) => format!("see isorun {name} --help"),
+        None => "see isorun --help".to_string(),
+    }
+}
+
+/// The sentence, with runc's phrases in it.
+pub fn sentence(error: &clap::Error, command: Option<&str>) -> Error {
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => text.clone(),
         Some(ContextValue::Strings(texts)) => texts.join(" "),
         _ => String::new(),
     };
     let arg = context(ContextKind::InvalidArg);
-    let at = command.map(|name| format!("{name:?} ")).unwrap_or_default();
+    // `--bundle <DIR>` as Go names it.
+    let flag = || {
+        let name = arg.split([' ', '=']).next().unwrap_or_default();
+        format!("-{}", name.trim_start_matches('-'))
+    };
+    let name = command.unwrap_or_default();
     let text = match error.kind() {
-        ErrorKind::MissingRequiredArgument => format!("{at}requires {arg}"),
+        ErrorKind::MissingRequiredArgument => format!(
+            "{name:?} requires {}: {arg} is missing",
+            arguments(name, false)
+        ),
         ErrorKind::UnknownArgument if arg.starts_with('-') => {
-            format!("{at}flag provided but not defined: {arg}")
+            format!("flag provided but not defined: {}", flag())
         }
-        ErrorKind::UnknownArgument => format!("{at}takes no further argument: {arg:?}"),
-        ErrorKind::InvalidSubcommand => {
-            format!(
-                "there is no command {:?}",
-                context(ContextKind::InvalidSubcommand)
-            )
+        ErrorKind::UnknownArgument => format!(
+            "{name:?} requires {}: {arg:?} is one too many",
+            arguments(name, true)
+        ),
+        ErrorKind::InvalidSubcommand => format!(
+            "No help topic for '{}': there is no such command",
+            context(ContextKind::InvalidSubcommand)
+        ),
+        ErrorKind::InvalidValue if context(ContextKind::InvalidValue).is_empty() => {
+            match arg.starts_with('-') {
+                true => return of_word(words::needs_argument(&flag()), command),
+                // An empty word in the place of the container's name.
+                false => "container ID cannot be empty".to_string(),
+            }
         }
+        ErrorKind::ValueValidation | ErrorKind::InvalidValue => format!(
+            "invalid value {:?} for flag {}: parse error",
+            context(ContextKind::InvalidValue),
+            flag()
+        ),
         // The first line is the sentence; the others repeat the usage.
         _ => {
             let text = error.to_string();
             let line = text.lines().next().unwrap_or_default();
-            let line = line.strip_prefix("error: ").unwrap_or(line);
-            format!("{at}{line}")
+            line.strip_prefix("error: ").unwrap_or(line).to_string()
         }
     };
-    let remedy = match command {
-        Some(name) if error.kind() != ErrorKind::InvalidSubcommand => {
-            format!("see isorun {name} --help")
-        }
-        _ => "see isorun --help".to_string(),
-    };
-    Error::new(Kind::Usage, text.trim_end()).remedy(remedy)
+    Error::new(Kind::Usage, text.trim_end()).remedy(see(command))
 }

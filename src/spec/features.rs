@@ -20,8 +20,9 @@ pub struct SeccompLists<'a> {
 }
 
 /// The features document (features.md of specification 1.3). With `None` for `seccomp` it says that
-/// there is no seccomp. Members are sorted by name.
-pub fn features(seccomp: Option<SeccompLists<'_>>) -> Value {
+/// there is no seccomp. `unsafe_annotations` are the annotations, or with a dot at their end the beginnings
+/// of annotations, of config.json that change what isorun does. Members are sorted by name.
+pub fn features(seccomp: Option<SeccompLists<'_>>, unsafe_annotations: &[&str]) -> Value {
     let sorted = |list: &[&str]| {
         let mut list = list.to_vec();
         list.sort_unstable();
@@ -65,6 +66,7 @@ pub fn features(seccomp: Option<SeccompLists<'_>>) -> Value {
             "netDevices": { "enabled": true },
         },
         "annotations": { "io.isorun.version": env!("CARGO_PKG_VERSION") },
-        "potentiallyUnsafeConfigAnnotations": [],
+        // What they change is config-linux.md's affair, and that of docs/decisions/0009.
+        "potentiallyUnsafeConfigAnnotations": unsafe_annotations,
     })
 }

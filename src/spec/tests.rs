@@ -289,7 +289,7 @@ fn features_is_the_type_of_the_specification() {
         known_flags: &["SECCOMP_FILTER_FLAG_LOG"],
         supported_flags: &[],
     };
-    let document = features(Some(lists));
+    let document = features(Some(lists), &["org.systemd.property."]);
     let typed: oci_spec::runtime::Features = serde_json::from_value(document.clone()).unwrap();
     assert_eq!(typed.oci_version_max(), "1.3.0");
     assert_eq!(typed.hooks().as_ref().unwrap().len(), 6);
@@ -304,7 +304,7 @@ fn features_is_the_type_of_the_specification() {
     );
     assert_eq!(document["linux"]["seccomp"]["actions"][0], "SCMP_ACT_ALLOW");
     assert_eq!(
-        features(None)["linux"]["seccomp"],
+        features(None, &[])["linux"]["seccomp"],
         serde_json::json!({"enabled": false})
     );
     // Nothing is claimed that check refuses, and nothing is left unsaid: no null after a round trip.

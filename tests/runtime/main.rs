@@ -27,6 +27,7 @@ mod exec;
 mod exec_safety;
 mod exec_terminal;
 mod faults;
+mod features;
 mod hooks;
 mod hooks_corners;
 mod install;

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use super::wire::Value;
 use crate::error::{Error, Result};
 
-const PREFIX: &str = "org.systemd.property.";
+/// What annotations that ask for properties begin with.
+pub const PREFIX: &str = "org.systemd.property.";
 
 /// The properties, in the order of their names.
 ///

@@ -25,6 +25,7 @@ use std::path::PathBuf;
 use oci_spec::runtime::Linux;
 use serde::{Deserialize, Serialize};
 
+pub use self::annotations::PREFIX as PROPERTY_ANNOTATIONS;
 use self::bus::{Bus, Refused};
 pub use self::wire::Value;
 use super::hierarchies::Mode;
