@@ -262,9 +262,18 @@ fn list_as_table_json_and_ids() {
 
 #[test]
 fn list_of_a_state_directory_that_is_not_there() {
+    since_runc!(1, 3, "an error for a --root that is not there");
     let bundle = Bundle::new();
     fs::remove_dir(bundle.state_root()).unwrap();
-    assert_eq!(bundle.call(&["list", "-q"]).ok().stdout, "");
+    let out = bundle.call(&["list", "-q"]).code(1);
+    assert_eq!(out.stdout, "");
+    assert!(
+        out.stderr
+            .to_lowercase()
+            .contains("no such file or directory"),
+        "{out:#?}"
+    );
+    assert!(!bundle.state_root().exists());
 }
 
 #[test]
