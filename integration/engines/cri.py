@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """A small client of Kubernetes' Container Runtime Interface: one call, JSON in, JSON out.
 
-usage: cri.py METHOD [JSON]           such as: cri.py ExecSync '{"container_id": "…", "cmd": ["id"]}'
-environment: CRI_SOCKET               default /run/containerd/containerd.sock
+usage: cri.py METHOD [JSON]     such as: cri.py ExecSync '{"container_id": "…", "cmd": ["id"]}'
+       cri.py --serve FIFO      answers lines "REPLY METHOD JSON" from FIFO into the file REPLY, the first
+                                line 0 or 1: under emulation, starting Python takes longer than a call
+environment: CRI_SOCKET         default /run/containerd/containerd.sock
 
 gRPC is python3-grpcio's; the messages are written here, from the field numbers of cri-api's
 runtime/v1/api.proto, for the fields that the scenarios use. An unknown field is an error.
@@ -10,6 +12,7 @@ runtime/v1/api.proto, for the fields that the scenarios use. An unknown field is
 import json
 import os
 import sys
+import threading
 
 import grpc
 
@@ -35,7 +38,14 @@ MESSAGES = {
     },
     "LinuxPodSandboxConfig": {"cgroup_parent": (1, "str"), "security_context": (2, "SandboxSecurity")},
     "SandboxSecurity": {"namespace_options": (1, "NamespaceOption"), "privileged": (6, "bool")},
-    "NamespaceOption": {"network": (1, "int"), "pid": (2, "int"), "ipc": (3, "int")},
+    "NamespaceOption": {
+        "network": (1, "int"),
+        "pid": (2, "int"),
+        "ipc": (3, "int"),
+        "userns_options": (5, "UserNamespace"),
+    },
+    "UserNamespace": {"mode": (1, "int"), "uids": (2, "*IDMapping"), "gids": (3, "*IDMapping")},
+    "IDMapping": {"host_id": (1, "int"), "container_id": (2, "int"), "length": (3, "int")},
     "CreateContainerRequest": {
         "pod_sandbox_id": (1, "str"),
         "config": (2, "ContainerConfig"),
@@ -63,7 +73,16 @@ MESSAGES = {
         "cpu_shares": (3, "int"),
         "memory_limit_in_bytes": (4, "int"),
     },
-    "Security": {"privileged": (2, "bool"), "namespace_options": (3, "NamespaceOption")},
+    "Security": {
+        "capabilities": (1, "Capability"),
+        "privileged": (2, "bool"),
+        "namespace_options": (3, "NamespaceOption"),
+        "run_as_user": (5, "Int64Value"),
+        "readonly_rootfs": (7, "bool"),
+        "no_new_privs": (11, "bool"),
+    },
+    "Capability": {"add_capabilities": (1, "*str"), "drop_capabilities": (2, "*str")},
+    "Int64Value": {"value": (1, "int")},
     "StartContainerRequest": {"container_id": (1, "str")},
     "StartContainerResponse": {},
     "StopContainerRequest": {"container_id": (1, "str"), "timeout": (2, "int")},
@@ -75,6 +94,16 @@ MESSAGES = {
     "ContainerStatusRequest": {"container_id": (1, "str")},
     "ContainerStatusResponse": {"status": (1, "ContainerStatus")},
     "ContainerStatus": {"id": (1, "str"), "state": (3, "int"), "exit_code": (7, "int")},
+    "ContainerStatsRequest": {"container_id": (1, "str")},
+    "ContainerStatsResponse": {"stats": (1, "ContainerStats")},
+    "ContainerStats": {"cpu": (2, "CpuUsage"), "memory": (3, "MemoryUsage")},
+    "CpuUsage": {"timestamp": (1, "int"), "usage_core_nano_seconds": (2, "UInt64Value")},
+    "MemoryUsage": {
+        "timestamp": (1, "int"),
+        "working_set_bytes": (2, "UInt64Value"),
+        "usage_bytes": (4, "UInt64Value"),
+    },
+    "UInt64Value": {"value": (1, "int")},
     "ExecSyncRequest": {"container_id": (1, "str"), "cmd": (2, "*str"), "timeout": (3, "int")},
     "ExecSyncResponse": {"stdout": (1, "bytes"), "stderr": (2, "bytes"), "exit_code": (3, "int")},
     "StopPodSandboxRequest": {"pod_sandbox_id": (1, "str")},
@@ -150,17 +179,38 @@ def decode(message: str, data: bytes) -> dict:
     return out
 
 
-def main() -> None:
-    method = sys.argv[1]
-    request = encode(method + "Request", json.loads(sys.argv[2] if len(sys.argv) > 2 else "{}"))
+def call(method: str, request: str) -> str:
+    """Makes one call; SystemExit with a sentence when it fails."""
+    data = encode(method + "Request", json.loads(request))
     socket = os.environ.get("CRI_SOCKET", "/run/containerd/containerd.sock")
     with grpc.insecure_channel("unix://" + socket) as channel:
-        call = channel.unary_unary("/runtime.v1.RuntimeService/" + method)
         try:
-            answer = call(request, timeout=120)
+            answer = channel.unary_unary("/runtime.v1.RuntimeService/" + method)(data, timeout=120)
         except grpc.RpcError as error:
             sys.exit(f"cri.py: {method}: {error.code().name}: {error.details()}")
-    print(json.dumps(decode(method + "Response", answer)))
+    return json.dumps(decode(method + "Response", answer))
+
+
+def answer(line: str) -> None:
+    reply, method, request = line.split(" ", 2)
+    try:
+        text = "0\n" + call(method, request)
+    except SystemExit as error:
+        text = f"1\n{error}"
+    except (KeyError, ValueError) as error:
+        text = f"1\ncri.py: {method}: {error!r} in {request}"
+    with open(reply, "w") as file:
+        print(text, file=file)
+
+
+def main() -> None:
+    if sys.argv[1] == "--serve":
+        # Open for both directions: the end of one writer is not the end of the requests.
+        with open(os.open(sys.argv[2], os.O_RDWR)) as requests:
+            for line in requests:
+                threading.Thread(target=answer, args=(line,)).start()
+    else:
+        print(call(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "{}"))
 
 
 main()
