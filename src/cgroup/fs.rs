@@ -70,6 +70,16 @@ pub(super) fn read_path(path: &Path) -> Result<String, Errno> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
+/// The first word of a file by path, which is a short one.
+pub(super) fn word(path: &Path) -> Result<String, Errno> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let fd = open(path, flags, Mode::empty())?;
+    let mut buffer = [0; 64];
+    let length = read(&fd, &mut buffer)?;
+    let text = String::from_utf8_lossy(&buffer[..length]);
+    Ok(text.split_whitespace().next().unwrap_or("").to_string())
+}
+
 /// Makes `path` and what is missing above it, but nothing at or above `root`, and returns what it
 /// made, outermost first. With one missing level this is one system call.
 pub(super) fn make_dirs(

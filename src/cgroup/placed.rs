@@ -77,8 +77,7 @@ impl PlacedDir {
             Version::V2 => ("cgroup.freeze", "0"),
             Version::V1 => ("freezer.state", "THAWED"),
         };
-        self.freezer
-            && fs::read_path(&self.path.join(file)).is_ok_and(|state| state.trim() != thawed)
+        self.freezer && fs::word(&self.path.join(file)).is_ok_and(|state| state != thawed)
     }
 
     /// Asks the freezer; no freezer is no error, since freezing only helps.

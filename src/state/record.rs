@@ -186,19 +186,24 @@ impl Record {
             )
             .remedy("isorun delete --force removes the container")
         };
-        // The version first: a newer format may not even have the fields of this one.
+        // A newer format may not even have the fields of this one: its number is told, where there is one.
         #[derive(Deserialize)]
         struct Version {
             version: u32,
         }
-        let found: Version = serde_json::from_slice(text).map_err(|e| broken(e.to_string()))?;
-        if found.version > FORMAT {
-            return Err(broken(format!(
-                "format {} was written by a newer isorun, this one knows up to {FORMAT}",
-                found.version
-            )));
+        let newer = |version: u32| {
+            broken(format!(
+                "format {version} was written by a newer isorun, this one knows up to {FORMAT}"
+            ))
+        };
+        match serde_json::from_slice::<Self>(text) {
+            Ok(record) if record.version > FORMAT => Err(newer(record.version)),
+            Ok(record) => Ok(record),
+            Err(error) => Err(match serde_json::from_slice::<Version>(text) {
+                Ok(found) if found.version > FORMAT => newer(found.version),
+                _ => broken(error.to_string()),
+            }),
         }
-        serde_json::from_slice(text).map_err(|e| broken(e.to_string()))
     }
 
     /// Whether the container's first process is alive: it exists, is the same, is no zombie.

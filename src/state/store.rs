@@ -459,11 +459,29 @@ fn no_record(id: &str) -> Error {
 
 fn read_record(dir: &Path) -> Result<Option<Record>> {
     let path = dir.join(RECORD);
-    let mut text = Vec::with_capacity(4096);
-    match File::open(&path).and_then(|mut file| file.read_to_end(&mut text)) {
-        Ok(_) => Record::parse(&text, &path).map(Some),
+    match File::open(&path).and_then(whole) {
+        Ok(text) => Record::parse(&text, &path).map(Some),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io("read", display(&path), &error)),
+    }
+}
+
+/// A regular file in as few calls as there can be: `list` reads one for each container. It gives less than
+/// is asked for at its end only.
+fn whole(mut file: File) -> std::io::Result<Vec<u8>> {
+    let mut text = vec![0; 4096];
+    let mut length = 0;
+    loop {
+        match file.read(&mut text[length..]) {
+            Ok(read) => length += read,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        }
+        if length < text.len() {
+            text.truncate(length);
+            return Ok(text);
+        }
+        text.resize(2 * length, 0);
     }
 }
 

@@ -325,3 +325,22 @@ fn holders_are_read_from_proc_locks() {
     assert_eq!(holder_in(locks, 77), None);
     assert_eq!(holder_in(locks, 79), None);
 }
+
+/// Records of every length around that of the buffer that they are read into.
+#[test]
+fn records_of_any_length() {
+    let store = Temporary::new();
+    let dir = store.create("long").unwrap();
+    let mut written = record("long");
+    written.annotations.insert("k".into(), String::new());
+    let rest = serde_json::to_vec(&written).unwrap().len();
+    for length in [4095, 4096, 4097, 8191, 8192, 8193, 100_000] {
+        written
+            .annotations
+            .insert("k".into(), "x".repeat(length - rest));
+        dir.save(&written).unwrap();
+        let size = fs::metadata(dir.path().join(RECORD)).unwrap().len();
+        assert_eq!(size, length as u64);
+        assert_eq!(store.peek("long").unwrap(), written);
+    }
+}
