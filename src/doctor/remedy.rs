@@ -128,26 +128,7 @@ fn without_a_name(host: &Host, facts: &Facts, probe: &Probe) -> Option<Remedy> {
             ],
         ),
         "cgroup.memory" | "cgroup.cpu" | "cgroup.pids" => {
-            let controller = probe.id.trim_start_matches("cgroup.");
-            match (controller, host.is_real_root()) {
-                (_, false) => remedy(
-                    "let systemd delegate the controller to users, and log in again",
-                    &["printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' | sudo tee /etc/systemd/system/user@.service.d/delegate.conf && sudo systemctl daemon-reload"],
-                ),
-                ("memory", true) if facts.kernel.contains("rpi") || facts.distro.id == "raspbian" => remedy(
-                    "turn the memory controller on: add this to the one line of /boot/firmware/cmdline.txt, and reboot",
-                    &["cgroup_enable=memory"],
-                ),
-                (controller, true) => Some(Remedy {
-                    text: "hand the controller on to the cgroup that isorun's containers are in; where \
-                           it is not in the first file, a v1 hierarchy or a parent cgroup holds it"
-                        .into(),
-                    commands: vec![
-                        "cat /sys/fs/cgroup/cgroup.controllers".into(),
-                        format!("echo +{controller} | sudo tee /sys/fs/cgroup/cgroup.subtree_control"),
-                    ],
-                }),
-            }
+            limit(host, facts, probe.id.trim_start_matches("cgroup."))
         }
         "shm" => remedy(
             "mount a tmpfs there",
@@ -156,6 +137,77 @@ fn without_a_name(host: &Host, facts: &Facts, probe: &Probe) -> Option<Remedy> {
             ],
         ),
         _ => None,
+    }
+}
+
+/// Why a controller cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lack {
+    /// A v1 hierarchy that is not mounted here holds it.
+    HeldByV1,
+    /// It was turned off at boot.
+    Disabled,
+    /// The cgroup that this machine or container begins with has it, and does not hand it on.
+    NotEnabled,
+    /// What is above that does not hand it on.
+    NotHandedOn,
+}
+
+/// Why `controller` cannot be used here.
+pub fn lack(host: &Host, facts: &Facts, controller: &str) -> Lack {
+    let has = |list: &[String]| list.iter().any(|name| name == controller);
+    let offered = host
+        .cgroups
+        .v2
+        .as_ref()
+        .and_then(|v2| v2.controllers.as_ref());
+    match () {
+        () if has(&facts.disabled_controllers) => Lack::Disabled,
+        () if has(&facts.held_by_v1) => Lack::HeldByV1,
+        () if offered.is_some_and(|list| has(list)) => Lack::NotEnabled,
+        () => Lack::NotHandedOn,
+    }
+}
+
+fn limit(host: &Host, facts: &Facts, controller: &str) -> Option<Remedy> {
+    match lack(host, facts, controller) {
+        Lack::Disabled => Some(Remedy {
+            text: "turn the controller on, by a parameter of the kernel (Raspberry Pi: in the one line of \
+                   /boot/firmware/cmdline.txt), and reboot"
+                .into(),
+            commands: vec![format!("cgroup_enable={controller}")],
+        }),
+        Lack::HeldByV1 => remedy(
+            "leave v1: boot with these parameters of the kernel",
+            &["cgroup_no_v1=all systemd.unified_cgroup_hierarchy=1"],
+        ),
+        _ if !host.is_real_root() && !facts.surroundings.contained() => remedy(
+            "let systemd delegate the controller to users, and log in again",
+            &[
+                "sudo mkdir -p /etc/systemd/system/user@.service.d",
+                "printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' | sudo tee /etc/systemd/system/user@.service.d/delegate.conf",
+                "sudo systemctl daemon-reload",
+            ],
+        ),
+        Lack::NotEnabled => Some(Remedy {
+            text: "hand the controller on to the cgroups below the first one; nothing may run in that one \
+                   itself unless it is the machine's"
+                .into(),
+            commands: vec![format!(
+                "echo +{controller} | sudo tee /sys/fs/cgroup/cgroup.subtree_control"
+            )],
+        }),
+        Lack::NotHandedOn if facts.surroundings.contained() => Some(Remedy {
+            text: "outside, hand the controller on to this container's cgroup; its path is told by".into(),
+            commands: vec![
+                "cat /proc/<pid of this container outside>/cgroup".into(),
+                format!("echo +{controller} | sudo tee /sys/fs/cgroup/<each directory above it>/cgroup.subtree_control"),
+            ],
+        }),
+        Lack::NotHandedOn => Some(Remedy {
+            text: "the kernel may have been built without it; what it was built with is told by".into(),
+            commands: vec!["grep -E 'CONFIG_(MEMCG|CFS_BANDWIDTH|CGROUP_PIDS)=' /boot/config-$(uname -r)".into()],
+        }),
     }
 }
 

@@ -1,11 +1,13 @@
 //! The verdict on platforms that are not this machine: facts and answers by hand, from what is published
 //! about each (docs/doctor.md has the sources).
 
+mod user;
+
 use std::collections::BTreeMap;
 
 use super::verdict::{Meaning, judge};
 use super::{report, table};
-use crate::cgroup::{Hierarchies, Mode};
+use crate::cgroup::{Hierarchies, V2Hierarchy};
 use crate::host::facts::{Distro, SandboxKind, SubIds, Surroundings};
 use crate::host::{Answer, Caps, Facts, Host, Outcome, Probed, Restriction, Sandboxing};
 
@@ -444,99 +446,6 @@ fn a_filter_that_kills() {
 }
 
 #[test]
-fn what_a_user_lacks() {
-    let mut machine = Machine::user();
-    machine.fails("user.map-range", EPERM);
-    machine.probed.facts.subids = Some(SubIds {
-        user: "ann".into(),
-        free: 231_072,
-        ..SubIds::default()
-    });
-    let remedy = "sudo usermod --add-subuids 231072-296607 --add-subgids 231072-296607 ann";
-    check(
-        "no ranges",
-        &machine,
-        Degraded,
-        &[],
-        "user.map-range",
-        &[remedy],
-    );
-
-    machine.probed.facts.subids = Some(SubIds {
-        user: "ann".into(),
-        uids: vec![(1, 2)],
-        gids: vec![(1, 2)],
-        free: 100_000,
-        helpers: false,
-    });
-    check(
-        "no helpers",
-        &machine,
-        Degraded,
-        &[],
-        "user.map-range",
-        &["sudo apt install uidmap"],
-    );
-    machine.probed.facts.distro.id = "fedora".into();
-    check(
-        "no helpers",
-        &machine,
-        Degraded,
-        &[],
-        "user.map-range",
-        &["dnf install shadow-utils"],
-    );
-
-    let mut machine = Machine::user();
-    machine.fails("cgroup.create", EACCES);
-    machine.probed.probes.remove("cgroup.delegated");
-    let remedies = ["systemd.unified_cgroup_hierarchy=1"];
-    check("no v2", &machine, Degraded, &[], "cgroup.create", &remedies);
-    machine.host.cgroups.mode = Mode::V2;
-    let remedies = ["sudo chown -R ann /sys/fs/cgroup/isorun"];
-    check(
-        "no systemd",
-        &machine,
-        Degraded,
-        &[],
-        "cgroup.create",
-        &remedies,
-    );
-    machine.probed.facts.systemd = true;
-    let remedies = [
-        "Delegate=cpu cpuset io memory pids",
-        "systemd-run --user --scope",
-    ];
-    check(
-        "no delegation",
-        &machine,
-        Degraded,
-        &[],
-        "cgroup.create",
-        &remedies,
-    );
-    let delegated = Outcome::ok("cpu memory pids");
-    machine
-        .probed
-        .probes
-        .insert("cgroup.delegated".into(), delegated);
-    check("systemd delegates", &machine, Full, &[], "", &[]);
-    let delegated = Outcome::ok("memory pids");
-    machine
-        .probed
-        .probes
-        .insert("cgroup.delegated".into(), delegated);
-    check(
-        "but no cpu",
-        &machine,
-        Degraded,
-        &[],
-        "cgroup.create",
-        &remedies,
-    );
-}
-
-#[test]
 fn a_container_in_a_user_namespace_is_a_container() {
     // Root without capabilities, where user namespaces are allowed: as in Podman's default container.
     let mut machine = Machine::root().inside(SandboxKind::Podman);
@@ -577,6 +486,56 @@ fn what_is_no_loss() {
     let (mode, restrictions, first, _) = machine.judged();
     assert_eq!((mode, first.as_str()), (Degraded, "root.mknod"));
     assert_eq!(restrictions, [Unknown]);
+}
+
+#[test]
+fn controllers() {
+    type Change = fn(&mut Machine);
+    let rows: [(Change, &str); 4] = [
+        (
+            |machine| machine.probed.facts.held_by_v1 = vec!["memory".into()],
+            "cgroup_no_v1=all",
+        ),
+        (
+            |machine| machine.probed.facts.disabled_controllers = vec!["memory".into()],
+            "cgroup_enable=memory",
+        ),
+        (
+            |machine| {
+                machine.host.cgroups.v2 = Some(V2Hierarchy {
+                    mount: "/sys/fs/cgroup".into(),
+                    own: "/".into(),
+                    controllers: Some(vec!["cpu".into(), "memory".into()]),
+                });
+            },
+            "echo +memory | sudo tee /sys/fs/cgroup/cgroup.subtree_control",
+        ),
+        (|_| {}, "CONFIG_(MEMCG|"),
+    ];
+    for (change, remedy) in rows {
+        let mut machine = Machine::root();
+        machine.fails("cgroup.memory", libc::ENOENT);
+        change(&mut machine);
+        check(
+            "memory",
+            &machine,
+            Degraded,
+            &[],
+            "cgroup.memory",
+            &[remedy],
+        );
+    }
+    let mut machine = Machine::root().inside(SandboxKind::Docker);
+    machine.fails("cgroup.create", libc::EROFS);
+    let remedy = "docker run --privileged";
+    check(
+        "read-only",
+        &machine,
+        Degraded,
+        &[],
+        "cgroup.create",
+        &[remedy],
+    );
 }
 
 #[test]

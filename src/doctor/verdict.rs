@@ -394,10 +394,16 @@ impl Judge<'_> {
                 }
             }
             "cgroup.create" => "no cgroup is delegated to this user".into(),
-            id => format!(
-                "the controller {} is not to be had here",
-                id.trim_start_matches("cgroup.")
-            ),
+            id => {
+                let name = id.trim_start_matches("cgroup.");
+                match remedy::lack(self.host, self.facts, name) {
+                    remedy::Lack::HeldByV1 => "a v1 hierarchy that is not mounted here holds it",
+                    remedy::Lack::Disabled => "the controller was turned off at boot",
+                    remedy::Lack::NotEnabled => "the first cgroup does not hand the controller on",
+                    remedy::Lack::NotHandedOn => "the controller is not handed on to here",
+                }
+                .into()
+            }
         }
     }
 }

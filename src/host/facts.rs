@@ -108,6 +108,12 @@ pub struct Facts {
     /// told; the network and mount namespaces cannot.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub foreign_namespaces: Vec<String>,
+    /// Controllers that a v1 hierarchy holds, mounted here or not (/proc/cgroups): v2 has none of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub held_by_v1: Vec<String>,
+    /// Controllers that are turned off at boot (cgroup_disable=).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub disabled_controllers: Vec<String>,
     /// systemd is what the machine was booted with: /run/systemd/system is there (sd_booted(3)).
     pub systemd: bool,
     /// The caller's ranges of ids in /etc/subuid and /etc/subgid; nothing for root.
@@ -140,6 +146,7 @@ impl Facts {
         let mounts = text("/proc/self/mountinfo");
         let kernel = text("/proc/sys/kernel/osrelease").trim().to_string();
         let foreign = foreign_namespaces();
+        let (held_by_v1, disabled_controllers) = controllers(&text("/proc/cgroups"));
         Self {
             surroundings: Surroundings::read(&kernel, &foreign),
             kernel,
@@ -155,6 +162,8 @@ impl Facts {
             covered_proc: covered(&mounts, "/proc/"),
             covered_sys: covered(&mounts, "/sys/"),
             foreign_namespaces: foreign,
+            held_by_v1,
+            disabled_controllers,
             systemd: std::path::Path::new("/run/systemd/system").is_dir(),
             subids: (!nix::unistd::geteuid().is_root()).then(SubIds::read),
             gpu: Gpu::read(),
@@ -318,6 +327,21 @@ fn covered(mounts: &str, top: &str) -> Vec<String> {
     found
 }
 
+/// From /proc/cgroups (name, hierarchy, number of cgroups, enabled): the controllers of v1 hierarchies, and
+/// those that are turned off.
+fn controllers(text: &str) -> (Vec<String>, Vec<String>) {
+    let (mut held, mut disabled) = (Vec::new(), Vec::new());
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            [name, .., "0"] => disabled.push((*name).to_string()),
+            [name, hierarchy, ..] if *hierarchy != "0" => held.push((*name).to_string()),
+            _ => {}
+        }
+    }
+    (held, disabled)
+}
+
 fn foreign_namespaces() -> Vec<String> {
     let foreign = |(kind, initial): &(&str, Option<u64>)| {
         let link = std::fs::read_link(format!("/proc/self/ns/{kind}")).ok()?;
@@ -365,6 +389,16 @@ mod tests {
         );
         assert_eq!(ranges(file, "eve", "7"), []);
         assert_eq!((free(file), free("")), (300_010, 100_000));
+    }
+
+    #[test]
+    fn who_holds_a_controller() {
+        let text = "#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpu\t3\t1\t1\nmemory\t0\t1\t0\npids\t0\t9\t1\n";
+        let (held, disabled) = controllers(text);
+        assert_eq!(
+            (held.join(" "), disabled.join(" ")),
+            ("cpu".into(), "memory".into())
+        );
     }
 
     #[test]

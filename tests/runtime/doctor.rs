@@ -194,6 +194,12 @@ fn filters_are_named_and_what_they_take() {
         assert_eq!(found["errno"], "EPERM", "{found:#}");
         assert_eq!(found["restriction"], "SECCOMP", "{found:#}");
         assert!(restrictions(&report).contains(&"SECCOMP"), "{report:#}");
+        // Shown by a call that can do nothing, not guessed from there being a filter.
+        let why = found["why"].as_str().unwrap();
+        assert!(
+            why.contains("answers EPERM where the kernel would not"),
+            "{found:#}"
+        );
         if mode == "DISABLED" {
             assert_eq!(report["firstFailure"]["name"], first, "{report:#}");
             assert_eq!(report["restriction"], "SECCOMP", "{report:#}");
