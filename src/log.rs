@@ -81,9 +81,14 @@ pub fn warning(sentence: &str) {
 
 /// Says what goes on, with `--debug`; `sentence` is not called otherwise.
 pub fn debug(sentence: impl FnOnce() -> String) {
-    if LOGGER.get().is_some_and(|logger| logger.debug) {
+    if debugging() {
         say(Level::Debug, &sentence());
     }
+}
+
+/// Whether what goes on is said: `--debug`.
+pub fn debugging() -> bool {
+    LOGGER.get().is_some_and(|logger| logger.debug)
 }
 
 fn open(path: &Path) -> Result<File> {

@@ -120,6 +120,13 @@ fn tell(loaded: &Loaded, plan: &Plan) {
     for ignored in &plan.cgroup.ignored {
         crate::log::debug(|| format!("ignored: {}: {}", ignored.field, ignored.reason));
     }
+    if crate::log::debugging() {
+        for line in crate::plan::text(plan).lines().map(str::trim_end) {
+            if !line.is_empty() {
+                crate::log::debug(|| format!("plan: {line}"));
+            }
+        }
+    }
 }
 
 /// A container without a process cannot be started: config.md, "Process".

@@ -543,3 +543,42 @@ fn without_a_process_it_is_created_and_cannot_be_started() {
     bundle.delete().ok();
     bundle.assert_gone();
 }
+
+/// `--debug`: the plan, a line for each step, in the log and on stderr; without it not a word.
+#[test]
+fn debug_tells_what_is_done() {
+    isorun_only!("its steps are isorun's");
+    let bundle = Bundle::sh("true");
+    bundle.write();
+    let log = bundle.host("log");
+    let dir = bundle.bundle_dir();
+    let run = |debug: &[&str]| {
+        let _ = fs::remove_file(&log);
+        let mut args = debug.to_vec();
+        args.extend([
+            "--log",
+            log.to_str().unwrap(),
+            "--log-format",
+            "json",
+            "run",
+        ]);
+        args.extend(["--bundle", dir.to_str().unwrap(), &bundle.id]);
+        let out = bundle.call(&args).ok();
+        (fs::read_to_string(&log).unwrap_or_default(), out.stderr)
+    };
+    let (told, stderr) = run(&["--debug"]);
+    let lines: Vec<Value> = told
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("a line of JSON"))
+        .collect();
+    assert!(lines.iter().all(|line| line["level"] == "debug"), "{told}");
+    let pivot = |text: &str| text.contains("plan: ") && text.contains("pivot_root");
+    assert!(
+        lines
+            .iter()
+            .any(|line| pivot(line["msg"].as_str().unwrap())),
+        "{told}"
+    );
+    assert!(pivot(&stderr), "{stderr}");
+    assert_eq!(run(&[]), (String::new(), String::new()));
+}
