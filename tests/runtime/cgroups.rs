@@ -404,6 +404,7 @@ fn cgroups_too_deep_for_a_path_are_found_and_removed() {
 /// A cgroup that somebody uses, or that is frozen, is refused in runc's words, and stays as it is.
 #[test]
 fn a_cgroup_that_is_in_use_or_frozen() {
+    since_runc!(1, 2, "the refusal of a cgroup that is in use");
     let first = crate::exec::idle();
     let path = main_path(first.pid());
     let mut second = Bundle::sh("true");
