@@ -23,6 +23,12 @@ pub const ENTRY: Entry = Entry {
                     .help("The bundle's directory"),
             )
             .arg(
+                Arg::new("no-pivot")
+                    .long("no-pivot")
+                    .action(ArgAction::SetTrue)
+                    .help("As create with this flag"),
+            )
+            .arg(
                 Arg::new("json")
                     .long("json")
                     .action(ArgAction::SetTrue)
@@ -39,6 +45,7 @@ fn run(global: &Global, matches: &ArgMatches) -> Result<Exit> {
         .unwrap_or_default();
     let asked = Asked {
         id: id_for(&bundle),
+        no_pivot: matches.get_flag("no-pivot"),
         rootless: global.rootless,
         systemd_cgroup: global.systemd_cgroup,
         ..Asked::default()

@@ -8,11 +8,10 @@ use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fstat, fstatat, makedev, mknodat};
 use nix::unistd::{Gid, Uid, fchownat};
 
-use super::mounts::open_source;
+use super::mounts_old::bind_plain;
 use super::root::{Make, Root};
 use crate::error::{Error, Result};
 use crate::plan::Device;
-use crate::sys::mount::move_mount;
 
 /// Makes a device node. One that is there already stays when it is the same device.
 ///
@@ -77,16 +76,7 @@ pub fn bind(root: &Root, device: &Device) -> Result<()> {
         return Err(fail(Errno::ENODEV));
     }
     let target = root.open_or_make(&device.path, Make::File).map_err(fail)?;
-    match open_source(path, false).and_then(|tree| move_mount(tree.as_fd(), target.as_fd())) {
-        Ok(()) => Ok(()),
-        Err(_) => {
-            use std::os::fd::AsRawFd;
-            let none: Option<&str> = None;
-            let target = format!("/proc/self/fd/{}", target.as_raw_fd());
-            let flags = nix::mount::MsFlags::MS_BIND;
-            nix::mount::mount(Some(path), target.as_str(), none, flags, none).map_err(fail)
-        }
-    }
+    bind_plain(host.as_fd(), target.as_fd()).map_err(fail)
 }
 
 /// Makes a symbolic link; what is there already stays.

@@ -343,13 +343,7 @@ impl Execing<'_> {
         if matches!(self.wait_for(told.as_fd())?, Heard::Signal) {
             return Ok(None);
         }
-        let mut buffer = [0u8; 4096];
-        let n = nix::unistd::read(told, &mut buffer).map_err(fail)?;
-        let said = match n {
-            0 => None,
-            n => serde_json::from_slice::<Result<i32>>(&buffer[..n]).ok(),
-        };
-        let pid = match said {
+        let pid = match join::hear(told).map_err(fail)? {
             Some(result) => Pid::from_raw(result?),
             None => return Err(vanished()),
         };

@@ -6,13 +6,18 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, sendmsg, socket,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, sendmsg,
+    setsockopt, socket, sockopt,
 };
+use nix::sys::time::{TimeVal, TimeValLike};
 use serde::Serialize;
 
 use super::hooks::HookState;
 use crate::error::{Error, Result};
 use crate::seccomp::Program;
+
+/// How long an agent may take to accept a connection and what is sent, seconds.
+const AGENT_TIMEOUT: i64 = 10;
 
 /// Loads the filter into this process, `without` some of its flags; the listener's descriptor when the
 /// filter notifies.
@@ -70,7 +75,13 @@ pub fn hand_over(
     )
     .map_err(fail)?;
     let address = UnixAddr::new(path).map_err(fail)?;
-    connect(agent.as_raw_fd(), &address).map_err(fail)?;
+    // For connect(2), too: an agent that hangs must not hang the command, which holds the container's lock.
+    let limit = TimeVal::seconds(AGENT_TIMEOUT);
+    setsockopt(&agent, sockopt::SendTimeout, &limit).map_err(fail)?;
+    connect(agent.as_raw_fd(), &address).map_err(|errno| match errno {
+        Errno::EAGAIN => fail(errno).remedy("nobody accepts connections there"),
+        _ => fail(errno),
+    })?;
     let fds = [listener];
     let rights = [ControlMessage::ScmRights(&fds)];
     let part = [IoSlice::new(&body)];

@@ -108,9 +108,42 @@ pub fn run(plan: &Plan, joiner: Joiner<'_>, inherited: Inherited) -> ! {
     process::exit_now(1)
 }
 
+/// The longest message, bytes: a pipe takes that much without anybody reading it.
+const LONGEST: usize = 64 * 1024;
+
 fn tell(to: &OwnedFd, message: &Result<i32>) {
-    if let Ok(body) = serde_json::to_vec(message) {
+    let body = match message {
+        // With the six-fold that JSON makes of some characters, four parts fit.
+        Err(error) if format!("{error}").len() > LONGEST / 8 => {
+            serde_json::to_vec(&Err::<i32, _>(error.clone().cut(2048)))
+        }
+        other => serde_json::to_vec(other),
+    };
+    if let Ok(body) = body {
         let _ = nix::unistd::write(to, &body);
+    }
+}
+
+/// What the joiner says: the pid of the process, or what failed; nothing when it ended without a word.
+///
+/// # Errors
+/// Those of read(2).
+pub fn hear(from: &OwnedFd) -> nix::Result<Option<Result<i32>>> {
+    let mut said = Vec::new();
+    let mut buffer = [0u8; 4096];
+    loop {
+        match nix::unistd::read(from, &mut buffer) {
+            Ok(0) => return Ok(None),
+            Ok(n) => said.extend_from_slice(&buffer[..n]),
+            Err(Errno::EINTR) => continue,
+            Err(errno) => return Err(errno),
+        }
+        // A long message comes in pieces.
+        match serde_json::from_slice(&said) {
+            Ok(message) => return Ok(Some(message)),
+            Err(error) if error.is_eof() && said.len() <= LONGEST => {}
+            Err(_) => return Ok(None),
+        }
     }
 }
 
@@ -300,4 +333,36 @@ fn by_files(init: &Init, kinds: u64) -> Result<()> {
 fn join_one(kind: &names::Namespace, file: BorrowedFd<'_>) -> Result<()> {
     process::setns(file, kind.flag)
         .map_err(|errno| Error::os("join the container's namespace:", kind.name, errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    #[test]
+    fn errors_of_any_length_come_whole_or_cut() {
+        for (length, whole) in [(10, true), (6000, true), (60_000, false)] {
+            let (from, to) = nix::unistd::pipe().unwrap();
+            let sentence = format!("begin {} end", "\u{1}".repeat(length));
+            tell(&to, &Err(Error::new(Kind::System, &*sentence)));
+            drop(to);
+            let heard = hear(&from)
+                .unwrap()
+                .expect("a message")
+                .unwrap_err()
+                .to_string();
+            assert!(
+                heard.starts_with("begin") && heard.ends_with("end"),
+                "{length}: {heard}"
+            );
+            assert_eq!(heard == sentence, whole, "{length}");
+        }
+        let (from, to) = nix::unistd::pipe().unwrap();
+        tell(&to, &Ok(17));
+        assert_eq!(hear(&from).unwrap().unwrap().unwrap(), 17);
+        nix::unistd::write(&to, b"{\"Err").unwrap();
+        drop(to);
+        assert!(hear(&from).unwrap().is_none(), "it ended in the middle");
+    }
 }

@@ -3,12 +3,10 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::mount::MsFlags;
 use nix::sys::stat::fstat;
 
 use super::mounts::{denied, new_filesystem};
 use super::mounts_old as old;
-use super::mounts_old::fd_path;
 use super::root::Root;
 use crate::error::{Error, Result};
 use crate::sys::mount::{attr, mount_setattr, move_mount, open_tree_clone};
@@ -68,23 +66,7 @@ impl Masks {
         let Some(null) = &self.null else {
             return Err(fail(Errno::ENODEV));
         };
-        let copy = open_tree_clone(null.as_fd(), c"", false);
-        match copy.and_then(|copy| move_mount(copy.as_fd(), target.as_fd())) {
-            Err(Errno::ENOSYS | Errno::EPERM | Errno::EINVAL) => {
-                let none: Option<&str> = None;
-                let from = fd_path(null.as_fd());
-                let to = fd_path(target.as_fd());
-                nix::mount::mount(
-                    Some(from.as_str()),
-                    to.as_str(),
-                    none,
-                    MsFlags::MS_BIND,
-                    none,
-                )
-                .map_err(fail)
-            }
-            other => other.map_err(fail),
-        }
+        old::bind_plain(null.as_fd(), target.as_fd()).map_err(fail)
     }
 
     fn hide_directory(&mut self, target: &OwnedFd) -> nix::Result<()> {

@@ -1,6 +1,7 @@
 //! /proc/self/mountinfo: the mounts of this process's namespace (proc_pid_mountinfo(5)).
 
 use std::ffi::OsString;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
@@ -26,6 +27,17 @@ pub struct Line {
 pub fn read() -> std::io::Result<Vec<Line>> {
     let table = std::fs::read_to_string("/proc/self/mountinfo")?;
     Ok(table.lines().filter_map(parse).collect())
+}
+
+/// The number of the mount that a descriptor is in: `mnt_id` of proc_pid_fdinfo(5).
+///
+/// # Errors
+/// Those of reading the file; EIO for one that does not say it.
+pub fn number(fd: BorrowedFd<'_>) -> std::io::Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+    let found = text.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+    let number = found.and_then(|number| number.trim().parse().ok());
+    number.ok_or_else(|| std::io::Error::from_raw_os_error(libc::EIO))
 }
 
 fn parse(line: &str) -> Option<Line> {

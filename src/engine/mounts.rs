@@ -169,18 +169,25 @@ fn place(
     set: u64,
 ) -> Result<OwnedFd> {
     let what = format!("mount {fstype}");
-    let made = new_filesystem(fstype, source, data, set).and_then(|made| {
-        match move_mount(made.as_fd(), target.as_fd()) {
-            Ok(()) => Ok(made),
-            Err(errno) => Err((errno, None)),
-        }
-    });
+    // fsconfig(2) has no way to say them.
+    let made = match old::has_flags_of_its_own(data) {
+        true => Err((Errno::ENOSYS, None)),
+        false => new_filesystem(fstype, source, data, set).and_then(|made| {
+            match move_mount(made.as_fd(), target.as_fd()) {
+                Ok(()) => Ok(made),
+                Err(errno) => Err((errno, None)),
+            }
+        }),
+    };
     match made {
-        Ok(made) => spread(root, mount, made.as_fd()).map(|()| made),
-        Err((errno, _)) if denied(errno) => old::fresh(target, set, fstype, source, data)
-            .and_then(|()| root.open(&mount.target))
+        Ok(made) => spread(mount, made.as_fd()).map(|()| made),
+        Err((errno, _)) if denied(errno) => old::Before::read()
+            .and_then(|before| {
+                old::fresh(target, set, fstype, source, data)?;
+                before.made(root, &mount.target)
+            })
             .map_err(|errno| failed(mount, &what, errno))
-            .and_then(|made| old::propagate(root, mount).map(|()| made)),
+            .and_then(|made| old::propagate(made.as_fd(), mount).map(|()| made)),
         Err((errno, message)) => {
             if errno == Errno::EINVAL && message.is_none() && !is_dir(target.as_fd())? {
                 return Err(failed(mount, &what, Errno::ENOTDIR));
@@ -204,9 +211,9 @@ pub(super) fn denied(errno: Errno) -> bool {
 }
 
 /// Sets the propagation of a mount that was made through `made`.
-fn spread(root: &Root, mount: &Mount, made: BorrowedFd<'_>) -> Result<()> {
+fn spread(mount: &Mount, made: BorrowedFd<'_>) -> Result<()> {
     match propagate(made, mount) {
-        Err(errno) if denied(errno) => old::propagate(root, mount),
+        Err(errno) if denied(errno) => old::propagate(made, mount),
         other => other.map_err(|errno| failed(mount, "set the propagation", errno)),
     }
 }
@@ -280,7 +287,7 @@ fn bind(root: &Root, mount: &Mount, source: &Path, recursive: bool, ask: Ask<'_>
             move_mount(tree.as_fd(), target.as_fd()).map_err(|errno| failed(mount, &what, errno))
         });
     match moved {
-        Ok(()) => spread(root, mount, tree.as_fd()),
+        Ok(()) => spread(mount, tree.as_fd()),
         Err(error) if error.errno().is_some_and(may_fall_back) => {
             bind_by_path(root, mount, source, recursive, ask)
         }
@@ -367,7 +374,7 @@ fn remount(
         };
         old::remount_file_system(&target, set, data).map_err(fail)?;
     }
-    spread(root, mount, target.as_fd())?;
+    spread(mount, target.as_fd())?;
     Ok(Some(target).filter(|_| mount.late_readonly))
 }
 

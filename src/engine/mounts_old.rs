@@ -19,7 +19,7 @@ use super::root::Root;
 use crate::error::Result;
 use crate::plan::Mount;
 use crate::sys::fs::fs_flags;
-use crate::sys::mount::attr;
+use crate::sys::mount::{attr, move_mount, open_tree_clone};
 
 const NONE: Option<&str> = None;
 
@@ -37,6 +37,18 @@ const SUPERBLOCK: [(&str, MsFlags); 6] = [
     ("iversion", MsFlags::MS_I_VERSION),
     ("lazytime", MsFlags::MS_LAZYTIME),
 ];
+
+/// Those that only mount(2) takes: fsconfig(2) knows them by no name.
+const ONLY_HERE: MsFlags = MsFlags::MS_SILENT.union(MsFlags::MS_I_VERSION);
+
+/// Whether the parameters of a new file system have a flag that only mount(2) takes.
+pub fn has_flags_of_its_own(data: &[(String, Option<String>)]) -> bool {
+    let only = |key: &str| {
+        let mut known = SUPERBLOCK.iter();
+        known.any(|(name, flag)| *name == key && ONLY_HERE.contains(*flag))
+    };
+    data.iter().any(|(key, value)| value.is_none() && only(key))
+}
 
 /// MS_NOSYMFOLLOW of linux/mount.h (Linux 5.10).
 const NOSYMFOLLOW: MsFlags = MsFlags::from_bits_retain(256);
@@ -139,6 +151,62 @@ pub fn remount_file_system(
     mount2(NONE, path.as_str(), NONE, flags, Some(data.as_str()))
 }
 
+/// A plain bind mount of what `from` refers to on what `to` refers to, one file or directory: by the newer
+/// calls, else by mount(2). No path is looked up that somebody could exchange.
+///
+/// # Errors
+/// Those of mount(2).
+pub fn bind_plain(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> nix::Result<()> {
+    match open_tree_clone(from, c"", false).and_then(|tree| move_mount(tree.as_fd(), to)) {
+        // A kernel or a filter without them; EINVAL: a kernel that does not copy this one.
+        Err(Errno::ENOSYS | Errno::EPERM | Errno::EINVAL) => {
+            let (from, to) = (fd_path(from), fd_path(to));
+            mount2(
+                Some(from.as_str()),
+                to.as_str(),
+                NONE,
+                MsFlags::MS_BIND,
+                NONE,
+            )
+        }
+        other => other,
+    }
+}
+
+/// The mounts that are there before one is made, for [`Before::made`].
+pub struct Before(Vec<u64>);
+
+impl Before {
+    /// Reads their numbers.
+    ///
+    /// # Errors
+    /// Those of reading /proc/self/mountinfo.
+    pub fn read() -> nix::Result<Self> {
+        let mounts = super::mountinfo::read().map_err(errno_of)?;
+        Ok(Self(mounts.iter().map(|mount| mount.id).collect()))
+    }
+
+    /// The mount that was just made at `path`. mount(2) gives no descriptor of it, so the path is looked up
+    /// once more: what is found there must be a mount that was not there before, or somebody has put
+    /// something else in its place.
+    ///
+    /// # Errors
+    /// Those of the lookup; ESTALE when it is another.
+    pub fn made(&self, root: &Root, path: &str) -> nix::Result<OwnedFd> {
+        let found = root.open(path)?;
+        match super::mountinfo::number(found.as_fd()).map_err(errno_of) {
+            Ok(number) if self.0.contains(&number) => Err(Errno::ESTALE),
+            // Before Linux 5.14 the root of a user namespace may not look at its own descriptors there.
+            Ok(_) | Err(Errno::EACCES | Errno::EPERM) => Ok(found),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+fn errno_of(error: std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
+}
+
 /// A bind mount of `from` with its flags and propagation.
 ///
 /// # Errors
@@ -153,26 +221,26 @@ pub fn bind(root: &Root, mount: &Mount, from: BorrowedFd<'_>, recursive: bool) -
     let mut flags = MsFlags::MS_BIND;
     flags.set(MsFlags::MS_REC, recursive);
     let (from, to) = (fd_path(from), fd_path(target.as_fd()));
+    let before = Before::read().map_err(fail)?;
     mount2(Some(from.as_str()), to.as_str(), NONE, flags, NONE).map_err(fail)?;
-    let made = root.open(&mount.target).map_err(fail)?;
+    let made = before.made(root, &mount.target).map_err(fail)?;
     set_own(made.as_fd(), mount)?;
     set_below(made.as_fd(), mount)?;
-    propagate(root, mount)
+    propagate(made.as_fd(), mount)
 }
 
-/// Sets the propagation of the mount that is at the target now.
+/// Sets the propagation of the mount that `made` is the top of.
 ///
 /// # Errors
 /// A sentence with the entry's field, target and errno.
-pub fn propagate(root: &Root, mount: &Mount) -> Result<()> {
+pub fn propagate(made: BorrowedFd<'_>, mount: &Mount) -> Result<()> {
     let fail = |errno| failed(mount, "set the propagation", errno);
     if mount.propagation.is_empty() {
         return Ok(());
     }
-    let made = root.open(&mount.target).map_err(fail)?;
-    match propagate_by_fd(made.as_fd(), mount) {
+    match propagate_by_fd(made, mount) {
         Err(Errno::ENOSYS | Errno::EPERM) => {
-            let path = fd_path(made.as_fd());
+            let path = fd_path(made);
             mount.propagation.iter().try_for_each(|&flags| {
                 let flags = MsFlags::from_bits_retain(flags);
                 mount2(NONE, path.as_str(), NONE, flags, NONE).map_err(fail)
@@ -189,8 +257,9 @@ pub fn propagate(root: &Root, mount: &Mount) -> Result<()> {
 pub fn readonly_path(root: &Root, path: &str, target: &OwnedFd) -> nix::Result<()> {
     let place = fd_path(target.as_fd());
     let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+    let before = Before::read()?;
     mount2(Some(place.as_str()), place.as_str(), NONE, flags, NONE)?;
-    add_flags(root.open(path)?.as_fd(), MsFlags::MS_RDONLY)
+    add_flags(before.made(root, path)?.as_fd(), MsFlags::MS_RDONLY)
 }
 
 fn remount(mount: BorrowedFd<'_>, flags: MsFlags) -> nix::Result<()> {
@@ -244,9 +313,8 @@ pub fn set_flags(mount: BorrowedFd<'_>, set: u64, clear: u64) -> nix::Result<()>
 pub fn set_tree_flags(top: BorrowedFd<'_>, set: u64, clear: u64) -> nix::Result<()> {
     let path = nix::fcntl::readlink(fd_path(top).as_str())?;
     let path = Path::new(&path);
-    let errno = |error: std::io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
     let atime = atime_of(set, clear);
-    for mount in super::mountinfo::read().map_err(errno)? {
+    for mount in super::mountinfo::read().map_err(errno_of)? {
         if !mount.point.starts_with(path) {
             continue;
         }
@@ -260,4 +328,36 @@ pub fn set_tree_flags(top: BorrowedFd<'_>, set: u64, clear: u64) -> nix::Result<
         remount(here.as_fd(), kept | flags_of(set & !attr::ATIME) | atime)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was there before is not what was made: somebody has exchanged it.
+    #[test]
+    fn something_else_in_the_place_of_a_new_mount_is_seen() {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root = Root::new(nix::fcntl::open("/", flags, Mode::empty()).unwrap());
+        let before = Before::read().unwrap();
+        for path in ["/", "/proc", "/etc"] {
+            let found = before.made(&root, path).err();
+            assert_eq!(found, Some(Errno::ESTALE), "{path}");
+        }
+        // With none that was there before, all are new.
+        assert!(Before(Vec::new()).made(&root, "/proc").is_ok());
+        assert_eq!(before.made(&root, "/no/such").err(), Some(Errno::ENOENT));
+    }
+
+    #[test]
+    fn flags_that_only_mount_takes() {
+        let has = |key: &str, value: Option<&str>| {
+            has_flags_of_its_own(&[
+                ("size".into(), Some("1m".into())),
+                (key.into(), value.map(str::to_string)),
+            ])
+        };
+        assert!(has("silent", None) && has("iversion", None));
+        assert!(!has("sync", None) && !has("lazytime", None) && !has("silent", Some("1")));
+    }
 }

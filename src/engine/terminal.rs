@@ -18,19 +18,17 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
-use nix::mount::MsFlags;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt,
 };
 use nix::sys::stat::{Mode, fstat, makedev};
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use super::mounts_old::fd_path;
+use super::mounts_old::bind_plain;
 use super::proc::PROC_MAGIC;
 use super::root::Root;
 use crate::error::{Error, Result};
 use crate::sys::fs::{fs_magic, openat2, resolve};
-use crate::sys::mount::{move_mount, open_tree_clone};
 use crate::sys::socket::send_with_fds;
 use crate::sys::terminal::{self, Size};
 
@@ -160,23 +158,7 @@ pub fn mount_console(root: &Root, slave: BorrowedFd<'_>) -> Result<()> {
             _ => error,
         }
     })?;
-    let moved = open_tree_clone(slave, c"", false)
-        .and_then(|tree| move_mount(tree.as_fd(), target.as_fd()));
-    match moved {
-        Err(Errno::ENOSYS | Errno::EPERM | Errno::EINVAL) => {
-            let (from, to) = (fd_path(slave), fd_path(target.as_fd()));
-            let none: Option<&str> = None;
-            nix::mount::mount(
-                Some(from.as_str()),
-                to.as_str(),
-                none,
-                MsFlags::MS_BIND,
-                none,
-            )
-            .map_err(fail)
-        }
-        other => other.map_err(fail),
-    }
+    bind_plain(slave, target.as_fd()).map_err(fail)
 }
 
 /// /dev/console, made where it is missing: a file, not on procfs, not reached by a link of its own.

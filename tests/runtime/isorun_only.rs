@@ -22,6 +22,28 @@ fn plan_prints_and_does_nothing() {
 }
 
 #[test]
+fn plan_without_pivot_root() {
+    isorun_only!("runc has no plan");
+    let bundle = Bundle::new();
+    bundle.write();
+    let dir = bundle.bundle_dir();
+    let plan = |flags: &[&str]| {
+        let mut args = vec!["plan", dir.to_str().unwrap()];
+        args.extend(flags);
+        bundle.call(&args).ok().stdout
+    };
+    let (with, without) = (plan(&[]), plan(&["--no-pivot"]));
+    assert!(
+        with.contains("pivot_root") && !with.contains("moved over"),
+        "{with}"
+    );
+    assert!(
+        without.contains("moved over") && !without.contains("pivot_root"),
+        "{without}"
+    );
+}
+
+#[test]
 fn plan_is_the_same_each_time() {
     isorun_only!("runc has no plan");
     let bundle = Bundle::new();

@@ -429,3 +429,32 @@ fn options_of_tmpfs_on_a_bind_mount_are_told() {
     let told = "warning: mounts[6].options: mode, size of tmpfs is ignored";
     assert!(out.stderr.contains(told), "{out:#?}");
 }
+
+/// Flags that fsconfig(2) does not know: such a mount is made by mount(2), with all else that it has.
+#[test]
+fn flags_that_only_the_old_call_takes() {
+    for options in [
+        &["silent"][..],
+        &["iversion"],
+        &["silent", "loud", "iversion", "noiversion"],
+        &["loud"],
+        &["noiversion"],
+    ] {
+        let mut all = vec!["nosuid", "size=64k", "mode=711", "noatime", "unbindable"];
+        all.extend(options);
+        let mut bundle = Bundle::sh("cat /proc/self/mountinfo; stat -c %a /fresh");
+        bundle.mount("/fresh", "tmpfs", "here", &all);
+        let out = bundle.run().ok();
+        let line = out.stdout.lines().find(|line| line.contains(" /fresh "));
+        let line = line.unwrap_or_else(|| panic!("{options:?}: {out:#?}"));
+        for part in [
+            "nosuid,noatime",
+            "unbindable - tmpfs here",
+            "size=64k",
+            "mode=711",
+        ] {
+            assert!(line.contains(part), "{options:?}: {part}: {line}");
+        }
+        assert!(out.stdout.ends_with("711\n"), "{out:#?}");
+    }
+}

@@ -261,3 +261,27 @@ fn a_further_process_has_a_listener_of_its_own() {
     out.code(255);
     assert!(!bundle.rootfs("/tmp/ran").exists());
 }
+
+/// An agent that hangs: its queue of connections is full, and it takes none.
+#[test]
+fn an_agent_that_accepts_nobody() {
+    isorun_only!("runc waits without end");
+    let mut bundle = Bundle::new();
+    let path = bundle.host("agent");
+    let listener = UnixListener::bind(&path).unwrap();
+    // The shortest queue that there is, filled.
+    nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
+    let _waiting = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    bundle.set("/linux/seccomp", filter(&path, &["getpgrp"]));
+    let begin = std::time::Instant::now();
+    let out = bundle.run().code(1);
+    assert!(begin.elapsed().as_secs() < 30, "{out:#?}");
+    for part in [
+        "linux.seccomp.listenerPath",
+        "EAGAIN",
+        "nobody accepts connections",
+    ] {
+        assert!(out.stderr.contains(part), "{part}: {out:#?}");
+    }
+    bundle.assert_gone();
+}
