@@ -4,7 +4,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount as mount2, umount2};
+use nix::sys::stat::Mode;
 
 use super::mounts::{Ask, denied, make_readonly, open_source};
 use super::root::Root;
@@ -35,11 +37,16 @@ pub fn open_root(path: &Path, shared: bool, ask: Ask<'_>) -> Result<Root> {
     if shared {
         private_parent(path).map_err(fail)?;
     }
+    let mut asked = false;
     let (tree, place) = match super::root::open_dir(path) {
         Err(error) if error.errno() == Some(Errno::EACCES) => {
-            match <[OwnedFd; 2]>::try_from(ask(false)?) {
-                Ok([tree, place]) => (Ok(tree), place),
-                Err(_) => return Err(fail(Errno::EBADMSG)),
+            asked = true;
+            let mut answer = ask(false)?.into_iter();
+            match (answer.next(), answer.next()) {
+                (Some(tree), Some(place)) => (Ok(tree), place),
+                // It has no detached tree to give: the call is denied to it, too.
+                (Some(place), None) => (Err(Errno::ENOSYS), place),
+                _ => return Err(fail(Errno::EBADMSG)),
             }
         }
         place => (open_source(path, true), place?),
@@ -50,14 +57,25 @@ pub fn open_root(path: &Path, shared: bool, ask: Ask<'_>) -> Result<Root> {
     });
     match made {
         Ok(tree) => Ok(Root::new(tree)),
-        Err(errno) if denied(errno) => {
-            private_parent(path).map_err(fail)?;
-            let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
-            mount2(Some(path), path, NONE, flags, NONE).map_err(fail)?;
-            Ok(Root::new(super::root::open_dir(path)?))
-        }
+        Err(errno) if denied(errno) && asked => match <[OwnedFd; 1]>::try_from(ask(true)?) {
+            Ok([top]) => Ok(Root::new(top)),
+            Err(_) => Err(fail(Errno::EBADMSG)),
+        },
+        Err(errno) if denied(errno) => mount_on_itself(path).map(Root::new).map_err(fail),
         Err(errno) => Err(fail(errno)),
     }
+}
+
+/// Makes the directory at `path` a mount of its own by mount(2); its top.
+///
+/// # Errors
+/// Those of mount(2) and of opening it.
+pub(super) fn mount_on_itself(path: &Path) -> nix::Result<OwnedFd> {
+    private_parent(path)?;
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+    mount2(Some(path), path, NONE, flags, NONE)?;
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    nix::fcntl::open(path, flags, Mode::empty())
 }
 
 fn private_parent(path: &Path) -> nix::Result<()> {

@@ -17,7 +17,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::stat::{Mode, fstat};
 use nix::unistd::Pid;
 
-use super::mounts::open_source;
+use super::mounts::{denied, open_source};
 use crate::error::{Error, Result};
 use crate::plan::{Action, IdMap, IdMapping, Mount, MountKind, Plan};
 use crate::sys::clone::{Born, clone_old, clone3};
@@ -40,7 +40,8 @@ pub fn namespaces() -> Result<[OwnedFd; 2]> {
 }
 
 /// The parent's answer for step `number` of the plan: the source as a detached tree, or itself where
-/// the child needs it `plain` for mount(2); for the root file system also the directory that it goes on.
+/// the child needs it `plain` for mount(2); for the root file system also the directory that it goes on
+/// (that alone, where there are no detached trees), and as `plain` the mount that was made of it.
 ///
 /// # Errors
 /// A sentence with the entry's field, the source and the errno.
@@ -57,10 +58,17 @@ pub fn provide(
         ));
     };
     match plan.steps.get(number).map(|step| &step.action) {
+        Some(Action::OpenRoot { path }) if plain => helped(mounts, CloneFlags::CLONE_NEWNS, || {
+            super::pivot::mount_on_itself(path).map(|top| vec![top])
+        })
+        .map_err(|errno| Error::os("root.path: bind mount", path.display().to_string(), errno)),
         Some(Action::OpenRoot { path }) => helped(mounts, CloneFlags::CLONE_NEWNS, || {
             let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
             let place = nix::fcntl::open(path.as_path(), flags, Mode::empty())?;
-            Ok(vec![open_source(path, true)?, place])
+            match open_source(path, true) {
+                Err(errno) if denied(errno) => Ok(vec![place]),
+                tree => Ok(vec![tree?, place]),
+            }
         })
         .map_err(|errno| Error::os("root.path: bind mount", path.display().to_string(), errno)),
         Some(Action::Mount(mount)) => match &mount.what {

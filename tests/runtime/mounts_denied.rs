@@ -190,6 +190,38 @@ fn a_source_that_only_the_hosts_root_can_open_by_the_older_calls() {
 }
 
 #[test]
+fn a_root_that_only_the_hosts_root_can_reach_by_the_older_calls() {
+    isorun_only!("what a reference does without a call is its own business");
+    let mut bundle = Bundle::sh("touch /here && echo made; grep -c ' / ' /proc/self/mountinfo");
+    let map = json!([{"containerID": 0, "hostID": 200_000, "size": 65536}]);
+    bundle.namespace("user");
+    bundle
+        .set("/linux/uidMappings", map.clone())
+        .set("/linux/gidMappings", map);
+    chown_tree(&bundle.rootfs("/"), 200_000);
+    fs::set_permissions(bundle.bundle_dir(), fs::Permissions::from_mode(0o700)).unwrap();
+    let expected = table(&bundle, None, &[]).unwrap();
+    assert!(expected.starts_with("made\n"), "{expected}");
+    for errno in [38, 1] {
+        for number in CALLS
+            .map(|number| number.to_string())
+            .into_iter()
+            .chain([all()])
+        {
+            let Some(got) = table(&bundle, Some((errno, &number)), &[]) else {
+                skip!("there is no C compiler");
+            };
+            assert_eq!(got, expected, "{number} with {errno}");
+        }
+    }
+}
+
+/// All of them at once, as before Linux 5.2.
+fn all() -> String {
+    CALLS.map(|number| number.to_string()).join(",")
+}
+
+#[test]
 fn what_has_no_older_call_is_refused_by_name() {
     isorun_only!("what a reference does without a call is its own business");
     let map = json!([{"containerID": 0, "hostID": 1000, "size": 10}]);
