@@ -107,7 +107,14 @@ fn run(global: &Global, matches: &ArgMatches) -> Result<Exit> {
         let sentence = format!("invalid value {gid:?} for flag -additional-gids: parse error");
         return Err(Error::new(Kind::Usage, sentence).remedy("see isorun exec --help"));
     }
-    match request(global, matches).and_then(|request| engine::exec(&request)) {
+    let request = request(global, matches).or_else(|wrong| {
+        // First that the container cannot be had, as runc: tools look for these words.
+        if let Some(id) = words(matches).next() {
+            engine::reachable(&global.store, id, matches.get_flag("ignore-paused"))?;
+        }
+        Err(wrong)
+    });
+    match request.and_then(|request| engine::exec(&request)) {
         Ok(status) => Ok(Exit::of_container(status)),
         Err(error) => {
             log::error(&error.context("exec failed").to_string());

@@ -33,7 +33,10 @@ fn run(global: &Global, matches: &ArgMatches) -> Result<Exit> {
     let id = id_of(matches)?;
     let signal = matches
         .get_one::<String>("signal")
-        .map_or("SIGTERM", String::as_str);
+        .map(String::as_str)
+        // An empty word is none, as under runc.
+        .filter(|word| !word.is_empty())
+        .unwrap_or("SIGTERM");
     let signal = signal::parse(signal).map_err(|error| match global.store.peek(id) {
         // In runc's order: a container that is not there is told first.
         Err(missing) => missing,

@@ -92,7 +92,7 @@ pub fn exec(request: &ExecRequest) -> Result<i32> {
     crate::sys::fs::cloexec_from(3)
         .map_err(|errno| Error::os("close at exec", "inherited descriptors", errno))?;
     let record = request.store.peek(&request.id)?;
-    let init = reachable(request, &record)?;
+    let init = holding(&request.store, &request.id, request.ignore_paused, &record)?;
     let joined = plan(request, &record)?;
     let mut execing = Execing {
         joined: &joined,
@@ -128,8 +128,16 @@ pub fn exec(request: &ExecRequest) -> Result<i32> {
     }
 }
 
+/// Whether a further process may be executed in a container.
+///
+/// # Errors
+/// A container that is not there, has stopped, or is paused (without `ignore_paused`), in runc's words.
+pub fn reachable(store: &Store, id: &str, ignore_paused: bool) -> Result<()> {
+    holding(store, id, ignore_paused, &store.peek(id)?).map(drop)
+}
+
 /// The container's first process, where its state allows a further one.
-fn reachable(request: &ExecRequest, record: &Record) -> Result<Init> {
+fn holding(store: &Store, id: &str, ignore_paused: bool, record: &Record) -> Result<Init> {
     let stopped = || Error::new(Kind::State, "cannot exec in a stopped container");
     let pid = record.pid.ok_or_else(stopped)?;
     // The pid is held first and compared after: it cannot be given away in between.
@@ -137,13 +145,13 @@ fn reachable(request: &ExecRequest, record: &Record) -> Result<Init> {
         Err(Errno::ESRCH) => return Err(stopped()),
         other => other.map_err(|errno| Error::os("open", format!("process {pid}"), errno))?,
     };
-    match record.status(&request.store.path(&request.id)) {
+    match record.status(&store.path(id)) {
         Status::Stopped => Err(stopped()),
         Status::Creating => Err(Error::new(
             Kind::State,
             "cannot exec in a container that is being created",
         )),
-        Status::Paused if !request.ignore_paused => Err(Error::new(
+        Status::Paused if !ignore_paused => Err(Error::new(
             Kind::State,
             "cannot exec in a paused container (use --ignore-paused to override)",
         )),

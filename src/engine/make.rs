@@ -101,7 +101,7 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
         cgroup: None,
         mounted: None,
         child: None,
-        hooks_ran: false,
+        begun: false,
         channel: None,
         waits: false,
         terminal,
@@ -154,7 +154,8 @@ struct Making<'a> {
     /// What is mounted for it in this mount namespace.
     mounted: Option<Mounted>,
     child: Option<(Pid, OwnedFd)>,
-    hooks_ran: bool,
+    /// There was a first process: poststop hooks run after a failure, whatever failed, as under runc.
+    begun: bool,
     /// The parent's end.
     channel: Option<End>,
     /// The child waits for the parent before its first step.
@@ -212,6 +213,7 @@ impl Making<'_> {
         inherited.root = detached.map(shared_mounts::Detached::attach).transpose()?;
         self.channel = Some(parent);
         let pid = self.birth(&mut cgroup, inherited, joins)?;
+        self.begun = true;
         record.cgroup = Some(to_json(cgroup.placed())?);
         record.pid = Some(pid.as_raw());
         record.pid_start = start_time(pid.as_raw())?;
@@ -451,7 +453,6 @@ impl Making<'_> {
     }
 
     fn host_hooks(&mut self) -> Result<()> {
-        self.hooks_ran = true;
         let pidfd = self.child.as_ref().map(|(_, pidfd)| pidfd.as_fd());
         for stage in ["prestart", "createRuntime"] {
             let state = hook_state(self.plan, "creating", self.pid());
@@ -526,7 +527,7 @@ impl Making<'_> {
     }
 
     fn poststop(&self) {
-        if self.hooks_ran {
+        if self.begun {
             let nobody = Pid::from_raw(0);
             let state = hook_state(self.plan, "stopped", nobody);
             lifecycle::run_poststop(self.plan.hooks("poststop"), &state);

@@ -49,7 +49,7 @@ mod update;
 use std::path::PathBuf;
 
 pub use events::{Event, events, stats};
-pub use exec::{ExecProcess, ExecRequest, exec};
+pub use exec::{ExecProcess, ExecRequest, exec, reachable};
 pub use lifecycle::{delete, kill, start};
 pub use pause::{pause, processes, resume};
 pub use update::update;

@@ -42,11 +42,14 @@ pub(super) fn root(context: &Context<'_>) -> Result<Vec<Step>> {
         .as_deref()
         .filter(|name| !name.is_empty());
     let flags = match asked.and_then(propagation) {
+        // Not below it, where mounts may be asked to be slaves of the host's: what is private could not.
+        Some(asked) if asked.kind == PropagationKind::Private && !asked.recursive => libc::MS_SLAVE,
         // What is unbindable could not become the root file system; a slave passes nothing on either.
         Some(asked) if asked.kind != PropagationKind::Unbindable => asked.ms_flags(),
         _ => libc::MS_SLAVE,
     };
-    if context.asked.no_pivot && !context.shares_mounts() && flags & libc::MS_PRIVATE != 0 {
+    let private = asked.is_some_and(|name| matches!(name, "private" | "rprivate"));
+    if context.asked.no_pivot && !context.shares_mounts() && private {
         return Err(Error::spec(
             "linux.rootfsPropagation",
             "rootfsPropagation of [r]private is not safe without pivot_root",
@@ -98,6 +101,32 @@ fn host_dev(context: &Context<'_>) -> bool {
         bind && resolved(&mount.destination().to_string_lossy()) == "/dev"
     };
     context.spec.mounts().iter().flatten().any(dev)
+}
+
+/// Options of a cgroup mount that are no flags: they are the hierarchy's, not the mount's, and a
+/// container cannot change them; what is none of cgroup2's (Documentation/admin-guide/cgroup-v2) is a
+/// mistake.
+fn cgroup_options(field: &str, options: &MountOptions) -> Result<()> {
+    const KNOWN: [&str; 7] = [
+        "favordynmods",
+        "memory_hugetlb_accounting",
+        "memory_localevents",
+        "memory_recursiveprot",
+        "nofavordynmods",
+        "nsdelegate",
+        "pids_localevents",
+    ];
+    match options
+        .data
+        .iter()
+        .find(|(name, _)| !KNOWN.contains(&name.as_str()))
+    {
+        Some((name, _)) => Err(Error::spec(
+            format!("{field}.options"),
+            format!("{name:?} is no option of a cgroup mount"),
+        )),
+        None => Ok(()),
+    }
 }
 
 fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
@@ -171,6 +200,7 @@ fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
     // Where v2 is all that there is, both types say the same.
     let v2 = fstype == "cgroup2" && context.host.cgroups.mode == cgroup::Mode::V2;
     if (fstype == "cgroup" || v2) && !options.bind && !options.remount {
+        cgroup_options(&planned.field, &options)?;
         let namespace = context.has(libc::CLONE_NEWCGROUP);
         let view = cgroup::mount_view(&context.host.cgroups, context.cgroup, namespace);
         return Ok(Action::MountCgroup {

@@ -23,6 +23,7 @@ pub mod cpus;
 pub mod features;
 pub mod mounts;
 pub mod names;
+mod objects;
 pub mod parse;
 mod place;
 pub mod spelling;

@@ -8,7 +8,7 @@ use oci_spec::runtime::Spec;
 use serde_ignored::Path;
 use serde_json::Value;
 
-use super::{place, spelling};
+use super::{objects, place, spelling};
 use crate::error::{Error, Kind, Result};
 
 /// Top-level objects of other platforms than Linux. `freebsd` came with specification 1.3.
@@ -26,7 +26,12 @@ pub const OTHER_PLATFORMS: [&str; 5] = ["freebsd", "solaris", "vm", "windows", "
 pub fn parse(bytes: &[u8]) -> Result<(Spec, Vec<String>)> {
     // Derived types can be read from arrays, too; the document itself must be an object.
     let first = match typed(bytes) {
-        Ok(parsed) if bytes.trim_ascii_start().starts_with(b"{") => return Ok(parsed),
+        Ok(parsed) if bytes.trim_ascii_start().starts_with(b"{") => {
+            if objects::may_be_arrays(bytes) {
+                objects::check(&serde_json::from_slice(bytes).map_err(plain)?, "")?;
+            }
+            return Ok(parsed);
+        }
         Ok(_) => return Err(no_object()),
         Err(error) => error,
     };
@@ -39,6 +44,7 @@ pub fn parse(bytes: &[u8]) -> Result<(Spec, Vec<String>)> {
     if !value.is_object() {
         return Err(no_object());
     }
+    objects::check(&value, "")?;
     let mut notes = Vec::new();
     if !normalise(&mut value, &mut notes) {
         return Err(explain(bytes, &first, true));
@@ -61,6 +67,7 @@ pub fn parse(bytes: &[u8]) -> Result<(Spec, Vec<String>)> {
 pub fn process(bytes: &[u8]) -> Result<oci_spec::runtime::Process> {
     let wrong = |error: serde_json::Error| Error::new(Kind::Spec, one_line(error.to_string()));
     let mut value: Value = serde_json::from_slice(bytes).map_err(wrong)?;
+    objects::check(&value, "process.")?;
     drop_nulls(&mut value);
     spelling::process(&mut value);
     match value.as_object_mut() {

@@ -401,21 +401,24 @@ fn a_hook_that_kills_the_container_may_finish() {
 
 #[test]
 fn after_a_failure_poststop_hooks_run_once_and_may_look_at_nothing() {
-    let mut bundle = hooked(&["createRuntime"], |_| "exit 1".to_string());
-    set_hook(
-        &mut bundle,
-        "poststop",
-        "cat >> $H/poststop; echo >> $H/poststop",
-    );
-    bundle.create().code(1);
-    let text = read(&bundle, "poststop");
-    if !runtime().isorun && text.is_empty() {
-        skip!("this runc runs no poststop hooks after a failure");
+    // Also where no hook on the host has run before.
+    for stage in ["createRuntime", "createContainer"] {
+        let mut bundle = hooked(&[stage], |_| "exit 1".to_string());
+        set_hook(
+            &mut bundle,
+            "poststop",
+            "cat >> $H/poststop; echo >> $H/poststop",
+        );
+        bundle.create().code(1);
+        let text = read(&bundle, "poststop");
+        if !runtime().isorun && text.is_empty() {
+            skip!("this runc runs no poststop hooks after a failure");
+        }
+        let state: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+        assert_eq!(state["status"], "stopped", "{text}");
+        assert_eq!(state["pid"].as_i64().unwrap_or(0), 0, "{text}");
+        bundle.assert_gone();
     }
-    let state: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
-    assert_eq!(state["status"], "stopped", "{text}");
-    assert_eq!(state["pid"].as_i64().unwrap_or(0), 0, "{text}");
-    bundle.assert_gone();
 }
 
 #[test]
