@@ -54,6 +54,18 @@ int hook(const char *path, const char *name, int argc, char **argv)
     return fclose(log) ? failed(path) : 0;
 }
 
+static void on_signal(int number) { _exit(number == SIGTERM ? 3 : 4); }
+
+int sit(const char *name)
+{
+    signal(SIGTERM, on_signal);
+    signal(SIGUSR1, on_signal);
+    printf("ready %s\n", name);
+    fflush(stdout);
+    for (;;)
+        pause();
+}
+
 // Copies from a terminal until it has no writer any more (EIO).
 static void copy(int from)
 {

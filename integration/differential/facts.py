@@ -123,7 +123,10 @@ def flat(document, outside, replaced):
 
     found = {}
     for name, value in document.items():
-        if name == "mountinfo":
+        if name in ("mountinfo", "status", "cgroup") and value.startswith("!"):
+            # A container without /proc.
+            found[name] = value
+        elif name == "mountinfo":
             found.update(mounts(value, known))
         elif name == "status":
             rows = dict(line.split(":\t", 1) for line in value.splitlines() if ":\t" in line)

@@ -5,6 +5,8 @@
 //   probe --out FILE ...          the same, into FILE
 //   probe hook FILE NAME          as a hook: appends its surroundings and the state it was given to FILE
 //   probe wait FILE               a hook that hangs, longer than its timeout, then says so in FILE
+//   probe sit NAME                prints "ready NAME" and waits; SIGTERM ends it with 3, SIGUSR1 with 4
+//   probe exit STATUS             does nothing else
 //   probe fresh COMMAND...        runs COMMAND with no signal ignored
 //   probe pty ROWS COLUMNS COMMAND...     runs COMMAND on a new terminal, copies what it writes
 //   probe console SOCKET          takes a terminal from a console socket, copies what comes from it
@@ -509,6 +511,10 @@ int main(int argc, char **argv)
         FILE *log = fopen(argv[2], "ae");
         return log && fputs("hook waited\n", log) >= 0 && !fclose(log) ? 0 : 93;
     }
+    if (argc == 3 && !strcmp(argv[1], "exit"))
+        return atoi(argv[2]);
+    if (argc == 3 && !strcmp(argv[1], "sit"))
+        return sit(argv[2]);
     if (argc > 2 && !strcmp(argv[1], "fresh")) {
         // Not by the C library, which keeps two signals for itself.
         unsigned long handler[4] = {0};

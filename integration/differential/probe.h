@@ -14,3 +14,5 @@ int console(const char *path);
 int listener(const char *path);
 // Makes namespaces of every kind, binds them below a directory, prints "ready" and stays.
 int hold(const char *directory);
+// Prints that it is ready and waits for SIGTERM (ends with 3) or SIGUSR1 (ends with 4).
+int sit(const char *name);

@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""Tests of the generator's parts that need no container: the last line is N passed, N failed, N skipped."""
+
+import copy
+import json
+import sys
+import unittest
+
+import generate
+import judge
+import mutate
+import sequences
+import shrink
+
+
+class Shrinking(unittest.TestCase):
+    CASE = {"name": "x", "bundles": {"a": {"config": {"keep": {"a": 1, "b": [1, 2, 3, {"c": "here"}]}, "drop": {"x": [1] * 40}}},
+                                     "b": {"config": {}}},
+            "steps": [["create", "{a}"], ["state", "{b}"], ["kill", "{a}", "9"]]}
+
+    def test_only_what_matters_stays(self):
+        def fails(case):
+            return '"c": "here"' in json.dumps(case["bundles"].get("a", {})) and any(s[0] == "kill" for s in case["steps"])
+        small = shrink.shrink(self.CASE, fails, 300)
+        self.assertEqual(small["bundles"], {"a": {"config": {"keep": {"b": [{"c": "here"}]}}}})
+        self.assertEqual(small["steps"], [["kill", "{a}", "9"]])
+
+    def test_it_is_bounded_and_leaves_its_input_alone(self):
+        before, tries = copy.deepcopy(self.CASE), []
+        shrink.shrink(self.CASE, lambda case: tries.append(case) is not None, 25)
+        self.assertEqual((len(tries), self.CASE), (25, before))
+
+    def test_what_cannot_be_smaller_stays(self):
+        self.assertEqual(shrink.shrink(self.CASE, lambda case: False, 1000), self.CASE)
+
+
+class Generating(unittest.TestCase):
+    def test_a_name_makes_the_same_case_again(self):
+        for make in (generate.valid, mutate.invalid, sequences.sequence):
+            for number in range(20):
+                self.assertEqual(make(7, number), make(7, number))
+            self.assertNotEqual(make(7, 1)["bundles"], make(8, 1)["bundles"])
+
+    def test_cases_can_be_printed_and_read(self):
+        for make in (generate.valid, mutate.invalid, sequences.sequence):
+            for number in range(300):
+                case = make(3, number)
+                self.assertEqual(json.loads(json.dumps(case)), case)
+
+    def test_every_feature_and_change_is_used(self):
+        used = set()
+        for feature in generate.FEATURES:
+            config = generate.table.base()
+            feature(generate.random.Random(1), config)
+            used.add(feature)
+        self.assertEqual(used, set(generate.FEATURES))
+        for change in mutate.CHANGES:
+            config = generate.table.base()
+            before = copy.deepcopy(config)
+            change(mutate.random.Random(2), config)
+            self.assertNotEqual(config, before, change.name)
+
+
+class Judging(unittest.TestCase):
+    def test_what_is_of_the_moment_is_replaced(self):
+        state = {"id": "x", "pid": 71, "status": "running", "created": "2026-01-01T00:00:00Z", "annotations": {"a": "b"}}
+        found = judge.output(["state", "x"], json.dumps(state))
+        self.assertEqual((found["state.pid"], found["state.created"], found["state.annotations.a"]), ('"PID"', '"TIME"', '"b"'))
+        self.assertEqual(judge.output(["state", "x"], json.dumps(state | {"pid": 0}))["state.pid"], "0")
+
+    def test_tables(self):
+        text = ("ID          PID         STATUS      BUNDLE      CREATED                          OWNER\n"
+                "b           0           stopped     /b          2026-11-27T21:00:00.123Z         root\n"
+                "a           4711        running     /a          2026-11-27T21:00:00.123Z         root\n")
+        found = judge.output(["list"], text)
+        self.assertEqual(found["row a"], "a PID running /a TIME root")
+        self.assertEqual(found["row b"], "b 0 stopped /b TIME root")
+
+    def test_measurements_have_a_shape(self):
+        found = judge.output(["events", "--stats", "x"], '{"type":"stats","data":{"cpu":{"usage":{"percpu":[1,2]}},"x":0.5}}\n')
+        self.assertEqual(found, {"events.type": '"stats"', "events.data.cpu.usage.percpu": '["number"]', "events.data.x": '"number"'})
+
+    def test_messages(self):
+        self.assertEqual(judge.message('time="x" level=warning msg="no"\ntime="x" level=error msg="a \\"b\\""\n'), 'a "b"')
+        self.assertEqual(judge.message("isorun: plain\n"), "isorun: plain")
+        self.assertEqual(judge.phrases("isorun: container not running"), "container not running")
+
+    def test_a_refused_step_differs_in_that_alone(self):
+        ours, theirs = {"exit status": "0", "a": "1", "left behind": ""}, {"exit status": "1", "refused": "no", "phrases": "", "left behind": ""}
+        self.assertEqual(judge.differences(ours, theirs), [("verdict", "taken", "refused: no")])
+        both = {"exit status": "1", "refused": "other words", "phrases": "", "left behind": "cgroup"}
+        self.assertEqual(judge.differences(both, theirs), [("left behind", "cgroup", "")])
+        self.assertEqual(judge.differences(theirs, theirs), [])
+
+    def test_conditions(self):
+        config = {"linux": {"namespaces": [{"type": "user"}, {"type": "pid"}], "seccomp": None}, "mounts": [{"options": ["ro"]}]}
+        for condition, holds in (("linux.namespaces[].type=user", True), ("linux.namespaces[].type=uts", False), ("linux.seccomp", False),
+                                 ("mounts[].options[]=r*", True), ("process.terminal", False), ("linux", True)):
+            self.assertEqual(judge.holds(config, condition), holds, condition)
+
+    def test_an_entry_explains_what_it_names_and_no_more(self):
+        case = {"name": "valid:1:2", "view": "v2", "bundles": {"a": {"config": {"linux": {"seccomp": {}}}}}}
+        entry = {"runtimes": ["runc"], "fields": "kill| verdict", "isorun": "taken", "with": ["linux.seccomp"]}
+        self.assertIs(judge.excuse([entry], case, ("3 kill| verdict", "taken", "refused: x")), entry)
+        self.assertEqual(entry["used"], 1)
+        for change in ({"view": "v1"}, {"without": ["linux.seccomp"]}, {"isorun": "no"}, {"fields": "exec| verdict"}, {"said": "x"},
+                       {"runtimes": ["crun"]}, {"with": ["process"]}, {"cases": "invalid:*"}, {"other": "y"}):
+            self.assertIsNone(judge.excuse([entry | change], case, ("3 kill| verdict", "taken", "refused: x")), change)
+
+
+if __name__ == "__main__":
+    result = unittest.TextTestRunner(verbosity=1).run(unittest.defaultTestLoader.loadTestsFromModule(sys.modules["__main__"]))
+    bad = len(result.failures) + len(result.errors)
+    print(f"{result.testsRun - bad} passed, {bad} failed, 0 skipped")
+    sys.exit(1 if bad else 0)
