@@ -100,6 +100,26 @@ impl Error {
         self
     }
 
+    /// Adds something more to the end of the sentence, after the remedy.
+    #[must_use]
+    pub fn also(mut self, more: &str) -> Self {
+        let remedy = &mut self.0.remedy;
+        if !more.is_empty() {
+            if !remedy.is_empty() {
+                remedy.push_str("; ");
+            }
+            remedy.push_str(more);
+        }
+        self
+    }
+
+    /// Adds what is wrong to an error that has an errno.
+    #[must_use]
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.0.detail = detail.into();
+        self
+    }
+
     /// Puts what was being done in front: `context: sentence`.
     #[must_use]
     pub fn context(mut self, context: &str) -> Self {

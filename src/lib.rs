@@ -6,8 +6,10 @@
 //! argv + config.json + annotations
 //!    -> cli      parse, nothing else
 //!    -> spec     load, check: an OCI Spec that is known to be valid, or an error naming the field
+//!    -> policy   how much may be lost on this host: config.toml, flag, environment, annotation
 //!    -> plan     pure: (Spec, Host, Request) -> Plan { steps, degradations }   no system calls
-//!    -> engine   execute the plan: parent part, child part, one sync channel
+//!    -> engine   execute the plan: parent part, child part, one sync channel; a step carries the
+//!                alternatives that the policy allows
 //!    -> state    what is on disk about a container; every other command reads it
 //!    -> output   JSON on stdout, errors on stderr and in --log
 //! ```
@@ -32,6 +34,8 @@ pub mod install;
 pub mod log;
 #[forbid(unsafe_code)]
 pub mod plan;
+#[forbid(unsafe_code)]
+pub mod policy;
 #[forbid(unsafe_code)]
 pub mod seccomp;
 #[forbid(unsafe_code)]

@@ -13,7 +13,8 @@
 use std::path::{Path, PathBuf};
 
 use isorun::host::Host;
-use isorun::plan::{self, Asked, Plan};
+use isorun::plan::{self, Action, Asked, Plan};
+use isorun::policy::Level;
 use isorun::spec::{Loaded, check, parse};
 
 fn tests() -> PathBuf {
@@ -86,6 +87,94 @@ fn plans_are_as_the_files_say() {
         "plans differ from their files:\n{}",
         wrong.join("\n")
     );
+}
+
+/// The plans of a rootful, a rootless and a nested container (one with ids that another one mapped), as
+/// people read them, at the levels that are not the default: what passes and what is refused.
+#[test]
+fn what_each_level_allows_is_as_the_files_say() {
+    let update = std::env::var_os("ISORUN_UPDATE_GOLDEN").is_some();
+    let mut wrong = Vec::new();
+    for (host_name, text) in json_files(&tests().join("fixtures/hosts")) {
+        let host: Host = serde_json::from_slice(&text).unwrap();
+        let nested = Host {
+            euid: 0,
+            user_namespace: true,
+            ..host.clone()
+        };
+        for (name, spec, host) in [
+            ("rootful", "podman", &host),
+            ("rootless", "rootless", &host),
+            ("nested", "shared-root", &nested),
+        ] {
+            let text = std::fs::read(tests().join(format!("fixtures/specs/{spec}.json"))).unwrap();
+            for level in [Level::Never, Level::Any] {
+                let asked = Asked {
+                    id: "golden".into(),
+                    degrade: level,
+                    ..Asked::default()
+                };
+                let got = match plan::build(&loaded(spec, &text), host, &asked) {
+                    Ok(plan) => plan::text(&plan),
+                    Err(error) => format!("{error}\n"),
+                };
+                let file = tests().join(format!("golden/levels/{host_name}.{name}.{level}.txt"));
+                if update {
+                    std::fs::write(&file, &got).unwrap();
+                } else if std::fs::read_to_string(&file).ok().as_deref() != Some(&got) {
+                    wrong.push(format!("{}\n{got}", file.display()));
+                }
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "plans differ from their files:\n{}",
+        wrong.join("\n")
+    );
+}
+
+/// The row of the table that nothing passes: what protects the host has no way around it at any level,
+/// and at level never nothing has.
+#[test]
+fn what_protects_is_never_left_out() {
+    for (host_name, text) in json_files(&tests().join("fixtures/hosts")) {
+        let host: Host = serde_json::from_slice(&text).unwrap();
+        for (name, text) in json_files(&tests().join("fixtures/specs")) {
+            for level in Level::ALL {
+                let asked = Asked {
+                    degrade: level,
+                    ..Asked::default()
+                };
+                let Ok(plan) = plan::build(&loaded(&name, &text), &host, &asked) else {
+                    continue;
+                };
+                for step in &plan.steps {
+                    let why = format!("{host_name} {name} {level}: {step:?}");
+                    if level == Level::Never {
+                        assert!(step.otherwise.is_empty(), "{why}");
+                    }
+                    match &step.action {
+                        Action::Identity(_)
+                        | Action::NoNewPrivs
+                        | Action::MaskPath { .. }
+                        | Action::ReadonlyPath { .. }
+                        | Action::ReadonlyRoot
+                        | Action::ReadonlyMounts
+                        | Action::PivotRoot
+                        | Action::CloseFrom { .. }
+                        | Action::ExecLabel { .. } => assert!(step.otherwise.is_empty(), "{why}"),
+                        Action::Seccomp => {
+                            let mut ways = step.otherwise.iter();
+                            let flags = Some(Action::SeccompWithoutFlags);
+                            assert!(ways.all(|way| way.action == flags), "{why}");
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
 }
 
 #[test]

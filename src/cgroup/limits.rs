@@ -10,6 +10,18 @@ use super::plan::{CgroupPlan, Ignored, PlannedDir, Version, Write};
 use super::{v1, v2};
 use crate::error::{Error, Kind, Result};
 
+/// A limit that is asked for and that nothing here can enforce.
+#[derive(Debug, Clone)]
+pub struct Missing {
+    /// The JSON path of the field.
+    pub field: String,
+    /// What is not there, as a sentence.
+    pub error: Error,
+}
+
+/// The field of device rules, as [`Missing`] names it.
+pub const RULES: &str = "linux.resources.devices";
+
 /// The writes for one group of limits, in the spelling of one version.
 pub(super) type Table = (Vec<Write>, Vec<Ignored>);
 
@@ -37,11 +49,13 @@ pub(super) fn needs_controllers(linux: Option<&Linux>) -> bool {
         })
 }
 
-/// Adds the writes of all limits to the plan's directories.
+/// Adds the writes of all limits to the plan's directories; those whose controller is not there are
+/// `lacking`.
 pub(super) fn apply(
     plan: &mut CgroupPlan,
     host: &Hierarchies,
     resources: Option<&LinuxResources>,
+    lacking: &mut Vec<Missing>,
 ) -> Result<()> {
     let Some(resources) = resources else {
         return Ok(());
@@ -69,13 +83,12 @@ pub(super) fn apply(
         match at {
             Some(index) => add(plan, index, writes),
             None => {
-                if let Some(write) = writes.into_iter().find(|write| !write.unlimited) {
-                    return Err(missing(host, &write.field, name));
-                }
+                let limits = writes.into_iter().filter(|write| !write.unlimited);
+                lacking.extend(limits.map(|write| missing(host, write.field, name)));
             }
         }
     }
-    unified(plan, host, resources)
+    unified(plan, host, resources, lacking)
 }
 
 fn add(plan: &mut CgroupPlan, index: usize, writes: Vec<Write>) {
@@ -118,17 +131,14 @@ fn on_v2(host: &Hierarchies, controller: &str) -> bool {
         })
 }
 
-/// The error for a limit that nothing here can enforce.
-fn missing(host: &Hierarchies, field: &str, controller: &str) -> Error {
-    Error::new(
-        Kind::System,
-        format!(
-            "{field} needs the cgroup controller {controller}, which this host does not offer \
-             (controllers here: {})",
-            offered(host)
-        ),
-    )
-    .remedy(ENABLE)
+fn missing(host: &Hierarchies, field: String, controller: &str) -> Missing {
+    let sentence = format!(
+        "{field} needs the cgroup controller {controller}, which this host does not offer \
+         (controllers here: {})",
+        offered(host)
+    );
+    let error = Error::new(Kind::System, sentence).remedy(ENABLE);
+    Missing { field, error }
 }
 
 const ENABLE: &str = "enable the controller (for containers: delegate it), or remove the limit";
@@ -156,7 +166,12 @@ fn offered(host: &Hierarchies) -> String {
 }
 
 /// `linux.resources.unified`: files of v2 by name.
-fn unified(plan: &mut CgroupPlan, host: &Hierarchies, resources: &LinuxResources) -> Result<()> {
+fn unified(
+    plan: &mut CgroupPlan,
+    host: &Hierarchies,
+    resources: &LinuxResources,
+    lacking: &mut Vec<Missing>,
+) -> Result<()> {
     let Some(map) = resources.unified().as_ref().filter(|map| !map.is_empty()) else {
         return Ok(());
     };
@@ -185,7 +200,8 @@ fn unified(plan: &mut CgroupPlan, host: &Hierarchies, resources: &LinuxResources
                      here: {})",
                     offered(host)
                 );
-                return Err(Error::new(Kind::System, sentence).remedy(ENABLE));
+                let error = Error::new(Kind::System, sentence).remedy(ENABLE);
+                lacking.push(Missing { field, error });
             }
             Some(index) => add(plan, index, writes),
         }
@@ -193,8 +209,13 @@ fn unified(plan: &mut CgroupPlan, host: &Hierarchies, resources: &LinuxResources
     Ok(())
 }
 
-/// Adds the device rules to the directory that enforces them: v1's `devices`, else v2.
-pub(super) fn devices(plan: &mut CgroupPlan, resources: Option<&LinuxResources>) -> Result<()> {
+/// Adds the device rules to the directory that enforces them: v1's `devices`, else v2; without either
+/// they are `lacking`.
+pub(super) fn devices(
+    plan: &mut CgroupPlan,
+    resources: Option<&LinuxResources>,
+    lacking: &mut Vec<Missing>,
+) -> Result<()> {
     let asked = resources.and_then(|resources| resources.devices().as_ref());
     let devices = Devices::from_spec(asked.map_or(&[], Vec::as_slice))?;
     if devices.allow_all() {
@@ -212,7 +233,13 @@ pub(super) fn devices(plan: &mut CgroupPlan, resources: Option<&LinuxResources>)
         }
         // Nobody asked for rules: the default ones are ours, and are no more than runc's habit.
         None if asked.is_none_or(Vec::is_empty) => Ok(()),
-        None => Err(no_devices()),
+        None => {
+            lacking.push(Missing {
+                field: RULES.into(),
+                error: no_devices(),
+            });
+            Ok(())
+        }
     }
 }
 

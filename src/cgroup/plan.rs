@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::devices::Devices;
 use super::hierarchies::{Hierarchies, Mode};
-use super::limits;
+use super::limits::{self, Missing};
 use super::readback::Check;
 use super::systemd::{self, Scope, Systemd};
 use crate::error::{Error, Result};
@@ -186,6 +186,24 @@ impl CgroupPlan {
         }
     }
 
+    /// Gives all limits up, where the cgroup may not be made that they need: then it may be missing,
+    /// too. What was asked for, by field.
+    pub fn without_limits(&mut self) -> Vec<String> {
+        let mut fields: Vec<String> = Vec::new();
+        for dir in &mut self.dirs {
+            for write in dir.writes.drain(..).filter(|write| !write.unlimited) {
+                if !fields.contains(&write.field) {
+                    fields.push(write.field);
+                }
+            }
+            if dir.version == Version::V2 {
+                dir.controllers.clear();
+            }
+        }
+        self.lenient = true;
+        fields
+    }
+
     /// The directory on v2, if there is one.
     pub fn v2(&self) -> Option<&PlannedDir> {
         self.dirs.iter().find(|dir| dir.version == Version::V2)
@@ -203,6 +221,22 @@ impl CgroupPlan {
 /// An error of kind Spec names a field that is not valid. One of kind System names a limit whose
 /// controller this host lacks.
 pub fn plan(linux: Option<&Linux>, id: &str, host: &Hierarchies) -> Result<CgroupPlan> {
+    let (plan, missing) = plan_possible(linux, id, host)?;
+    match missing.into_iter().next() {
+        Some(missing) => Err(missing.error),
+        None => Ok(plan),
+    }
+}
+
+/// The same as far as this host has the controllers, and the limits that it cannot enforce.
+///
+/// # Errors
+/// An error of kind Spec names a field that is not valid.
+pub fn plan_possible(
+    linux: Option<&Linux>,
+    id: &str,
+    host: &Hierarchies,
+) -> Result<(CgroupPlan, Vec<Missing>)> {
     let asked = match linux.and_then(|linux| linux.cgroups_path().as_ref()) {
         Some(path) => path.to_str().ok_or_else(|| {
             Error::spec("linux.cgroupsPath", "is not UTF-8").remedy("use a plain path")
@@ -232,23 +266,23 @@ pub fn plan(linux: Option<&Linux>, id: &str, host: &Hierarchies) -> Result<Cgrou
 }
 
 /// Plans the cgroup of container `id` as a unit of systemd: `cgroupsPath` is `slice:prefix:name`, and
-/// the place is the same in every hierarchy.
+/// the place is the same in every hierarchy. With the limits that this host cannot enforce.
 ///
 /// # Errors
-/// As [`plan`]; an annotation that is no property of a unit.
+/// As [`plan_possible`]; an annotation that is no property of a unit.
 pub fn plan_scope(
     linux: Option<&Linux>,
     annotations: Option<&HashMap<String, String>>,
     id: &str,
     host: &Hierarchies,
     systemd: &Systemd,
-) -> Result<CgroupPlan> {
+) -> Result<(CgroupPlan, Vec<Missing>)> {
     let (scope, inside) = systemd::scope(linux, annotations, id, host.mode, systemd)?;
-    let mut plan = finish(linux, host, |_, mount, _| mount.join(&inside))?;
+    let (mut plan, missing) = finish(linux, host, |_, mount, _| mount.join(&inside))?;
     // The unit is made for a process that is there.
     plan.clone_into = false;
     plan.scope = Some(scope);
-    Ok(plan)
+    Ok((plan, missing))
 }
 
 /// The plan with one directory in each hierarchy, where `place` says: from its version, its mount point
@@ -257,7 +291,7 @@ fn finish(
     linux: Option<&Linux>,
     host: &Hierarchies,
     place: impl Fn(Version, &Path, &str) -> PathBuf,
-) -> Result<CgroupPlan> {
+) -> Result<(CgroupPlan, Vec<Missing>)> {
     let dir = |version, controllers, mount: &Path, own: &str| PlannedDir {
         version,
         controllers,
@@ -280,9 +314,10 @@ fn finish(
         ignored: Vec::new(),
     };
     let resources = linux.and_then(|linux| linux.resources().as_ref());
-    limits::apply(&mut plan, host, resources)?;
-    limits::devices(&mut plan, resources)?;
-    Ok(plan)
+    let mut missing = Vec::new();
+    limits::apply(&mut plan, host, resources, &mut missing)?;
+    limits::devices(&mut plan, resources, &mut missing)?;
+    Ok((plan, missing))
 }
 
 fn join(mount: &Path, base: &str, inner: &str) -> PathBuf {

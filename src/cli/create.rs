@@ -64,6 +64,7 @@ pub fn request(global: &Global, matches: &ArgMatches) -> Result<Request> {
         None => Ok(None),
     };
     Ok(Request {
+        degrade: global.level()?,
         id: id_of(matches)?.to_string(),
         bundle: absolute("bundle")?.unwrap_or_else(|| PathBuf::from(".")),
         store: global.store.clone(),

@@ -150,6 +150,7 @@ fn request(global: &Global, matches: &ArgMatches) -> Result<ExecRequest> {
         }
     };
     Ok(ExecRequest {
+        degrade: global.degrade.clone(),
         id,
         store: global.store.clone(),
         process,

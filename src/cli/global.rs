@@ -7,6 +7,7 @@ use clap::{Arg, ArgAction, ArgMatches, value_parser};
 
 use crate::error::{Error, Kind, Result};
 use crate::log::{self, Format};
+use crate::policy::{self, Config, Level, Wish};
 use crate::state::Store;
 
 /// The options that every command has.
@@ -20,6 +21,8 @@ pub struct Global {
     pub rootless: Option<bool>,
     /// systemd makes containers' cgroups.
     pub systemd_cgroup: bool,
+    /// How much containers may do without.
+    pub degrade: Wish,
 }
 
 /// What is needed before the command line is parsed: where errors go, also those of the command
@@ -34,7 +37,7 @@ pub struct Early {
 }
 
 /// Global options that take a value.
-const WITH_VALUE: [&str; 5] = ["root", "log", "log-format", "rootless", "criu"];
+const WITH_VALUE: [&str; 6] = ["root", "log", "log-format", "rootless", "degrade", "criu"];
 
 impl Early {
     /// Reads the options before the command, as far as it understands them.
@@ -88,7 +91,7 @@ impl Early {
 }
 
 /// The global options, for clap.
-pub fn arguments() -> [Arg; 7] {
+pub fn arguments() -> [Arg; 8] {
     let path = |name: &'static str| {
         Arg::new(name)
             .long(name)
@@ -117,6 +120,12 @@ pub fn arguments() -> [Arg; 7] {
             .long("systemd-cgroup")
             .action(ArgAction::SetTrue)
             .help("Let systemd make the cgroup; linux.cgroupsPath is slice:prefix:name then"),
+        Arg::new("degrade")
+            .long("degrade")
+            .value_name("LEVEL")
+            .help(
+                "What to do where the host refuses something: never, safe or any [default: safe]",
+            ),
         // Engines pass it; it has no effect.
         Arg::new("criu").long("criu").hide(true),
     ]
@@ -137,8 +146,23 @@ impl Global {
             store: Store::new(root),
             root_given: matches.contains_id("root"),
             systemd_cgroup: matches.get_flag("systemd-cgroup"),
+            degrade: Wish::new(
+                matches.get_one::<String>("degrade").map(String::as_str),
+                std::env::var_os(policy::VARIABLE),
+            )?,
             rootless: rootless(matches.get_one::<String>("rootless").map(String::as_str))?,
         })
+    }
+}
+
+impl Global {
+    /// How much a new container may do without.
+    ///
+    /// # Errors
+    /// A level that nobody knows or that the administrator does not allow; a configuration that cannot
+    /// be read.
+    pub fn level(&self) -> Result<Level> {
+        self.degrade.level(&Config::read()?)
     }
 }
 

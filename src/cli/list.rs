@@ -28,6 +28,13 @@ pub const ENTRY: Entry = Entry {
                     .action(ArgAction::SetTrue)
                     .help("Print only the containers' IDs"),
             )
+            .arg(
+                Arg::new("long")
+                    .long("long")
+                    .short('l')
+                    .action(ArgAction::SetTrue)
+                    .help("Also how many things each container does without: see report"),
+            )
     },
     run,
 };
@@ -53,8 +60,14 @@ fn run(global: &Global, matches: &ArgMatches) -> Result<Exit> {
             View::broken(entry.id.clone(), entry.status(), names.of(entry.owner()))
         }
     });
+    let long = matches.get_flag("long");
+    // What runc prints has no room for it.
+    let views = views.map(|mut view| {
+        view.degraded = view.degraded.filter(|_| long);
+        view
+    });
     match matches.get_one::<String>("format").map(String::as_str) {
-        Some("table") => print(&table(views))?,
+        Some("table") => print(&table(views, long))?,
         Some("json") => print(&json(views)?)?,
         _ => {
             let error = Error::new(Kind::Usage, "invalid format option");
@@ -80,9 +93,13 @@ fn json(views: impl Iterator<Item = View>) -> Result<String> {
     })
 }
 
-/// Columns as runc's: at least 12 wide, three blanks apart, the last one as it is.
-fn table(views: impl Iterator<Item = View>) -> String {
-    let header = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(String::from);
+/// Columns as runc's: at least 12 wide, three blanks apart, the last one as it is; with a column more
+/// where it is to be `long`.
+fn table(views: impl Iterator<Item = View>, long: bool) -> String {
+    let header = [
+        "ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER", "DEGRADED",
+    ]
+    .map(String::from);
     let rows = views.map(|view| {
         [
             view.id,
@@ -91,9 +108,10 @@ fn table(views: impl Iterator<Item = View>) -> String {
             view.bundle.display().to_string(),
             view.created,
             view.owner,
+            view.degraded.unwrap_or(0).to_string(),
         ]
     });
-    let rows: Vec<[String; 6]> = std::iter::once(header).chain(rows).collect();
+    let rows: Vec<[String; 7]> = std::iter::once(header).chain(rows).collect();
     let width = |column: usize| {
         rows.iter()
             .map(|row| row[column].chars().count() + 3)
@@ -101,13 +119,14 @@ fn table(views: impl Iterator<Item = View>) -> String {
             .unwrap_or(0)
             .max(12)
     };
-    let widths: [usize; 5] = std::array::from_fn(width);
+    let last = if long { 6 } else { 5 };
+    let widths: Vec<usize> = (0..last).map(width).collect();
     let mut text = String::new();
     for row in &rows {
-        for (cell, width) in row.iter().zip(widths) {
+        for (cell, width) in row.iter().zip(&widths) {
             text.push_str(&format!("{cell:width$}"));
         }
-        text.push_str(&row[5]);
+        text.push_str(&row[last]);
         text.push('\n');
     }
     text
@@ -121,15 +140,20 @@ mod tests {
     #[test]
     fn forms() {
         assert_eq!(
-            table([].into_iter()),
+            table([].into_iter(), false),
             "ID          PID         STATUS      BUNDLE      CREATED     OWNER\n"
         );
         assert_eq!(json([].into_iter()).unwrap(), "null\n");
         let long = View::broken("a-long-container-id".into(), Status::Stopped, "root".into());
         assert_eq!(
-            table([long.clone()].into_iter()),
+            table([long.clone()].into_iter(), false),
             "ID                    PID         STATUS      BUNDLE      CREATED     OWNER\n\
              a-long-container-id   0           stopped                             root\n"
+        );
+        assert_eq!(
+            table([long.clone()].into_iter(), true),
+            "ID                    PID         STATUS      BUNDLE      CREATED     OWNER       DEGRADED\n\
+             a-long-container-id   0           stopped                             root        0\n"
         );
         let text = json([long.clone(), long].into_iter()).unwrap();
         assert_eq!(text.matches('\n').count(), 1);

@@ -18,6 +18,7 @@ mod passwd;
 mod pause;
 mod plan;
 mod ps;
+mod report;
 mod run;
 mod signal;
 mod spec;
@@ -58,6 +59,7 @@ const COMMANDS: &[Entry] = &[
     kill::ENTRY,
     delete::ENTRY,
     list::ENTRY,
+    report::ENTRY,
     ps::ENTRY,
     events::ENTRY,
     update::ENTRY,

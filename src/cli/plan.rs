@@ -48,6 +48,7 @@ fn run(global: &Global, matches: &ArgMatches) -> Result<Exit> {
         no_pivot: matches.get_flag("no-pivot"),
         rootless: global.rootless,
         systemd_cgroup: global.systemd_cgroup,
+        degrade: global.level()?,
         ..Asked::default()
     };
     let (loaded, plan) = engine::plan(&bundle, &asked)?;

@@ -41,11 +41,15 @@ pub struct View {
     annotations: BTreeMap<String, String>,
     /// Name of the user who created it.
     pub owner: String,
+    /// How many things it does without, where that is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub degraded: Option<usize>,
 }
 
 impl View {
     /// What is told of a container with this record, where `dir` is its state directory.
     pub fn of(mut record: Record, dir: &Path, names: &passwd::Names) -> Self {
+        let degraded = Some(record.degraded.len());
         if !record.degraded.is_empty() {
             let list = serde_json::Value::from(std::mem::take(&mut record.degraded));
             record.annotations.insert(DEGRADED.into(), list.to_string());
@@ -65,6 +69,7 @@ impl View {
             created: record.created,
             annotations: record.annotations,
             owner: names.of(record.owner),
+            degraded,
         }
     }
 
@@ -80,6 +85,7 @@ impl View {
             created: String::new(),
             annotations: BTreeMap::new(),
             owner,
+            degraded: Some(0),
         }
     }
 }
@@ -91,6 +97,7 @@ fn run(global: &Global, matches: &ArgMatches) -> Result<Exit> {
     // runc's `state` has the field and leaves it empty; `list` fills it.
     print_json(&View {
         owner: String::new(),
+        degraded: None,
         ..view
     })?;
     Ok(Exit::Success)

@@ -44,6 +44,8 @@ fn what_engines_write_is_taken() {
         "isorun run -d -b /b --keep --no-subreaper --no-pivot --no-new-keyring abc",
         "isorun create --preserve-fds 3 abc",
         "isorun list -f json -q",
+        "isorun --degrade never list --long",
+        "isorun --degrade=any report abc --json",
         "isorun spec -b /b",
         "isorun plan /b --json",
         "isorun --version",

@@ -1,22 +1,25 @@
 //! The mount of type cgroup: what the container sees of its cgroups.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
+use nix::mount::MntFlags;
 
 use super::mounts;
+use super::mounts_old::fd_path;
 use super::root::{Make, Root};
 use crate::cgroup::{MountView, ViewEntry};
 use crate::error::{Error, Result};
 use crate::plan::{Mount, MountKind};
 use crate::sys::mount::attr;
 
-/// Mounts what `view` says at the target of `mount`, with that mount's flags.
+/// Mounts what `view` says at the target of `mount`, with that mount's flags. A hierarchy that the kernel
+/// refuses to mount is bound from the host's directory where `or_bind` says so.
 ///
 /// # Errors
-/// A sentence with the target and the errno.
-pub fn mount(root: &Root, mount: &Mount, view: &MountView) -> Result<()> {
+/// A sentence with the target and the errno; nothing is mounted then.
+pub fn mount(root: &Root, mount: &Mount, view: &MountView, or_bind: bool) -> Result<()> {
     match view {
         MountView::None => Err(Error::os(
             format!("{}: mount cgroup on", mount.field),
@@ -30,10 +33,15 @@ pub fn mount(root: &Root, mount: &Mount, view: &MountView) -> Result<()> {
             mount.target.clone(),
             Some(("cgroup2", "")),
             (bind, own.as_deref()),
+            or_bind,
         ),
         MountView::V1 { entries, links } => {
-            tree(root, mount, entries, links)?;
-            finish(root, mount)
+            let base = base(root, mount)?;
+            let filled = fill(root, mount, entries, links, or_bind);
+            filled.and_then(|()| finish(root, mount)).inspect_err(|_| {
+                // From a clean slate: what comes in its place is not to be mounted over a half one.
+                let _ = nix::mount::umount2(fd_path(base.as_fd()).as_str(), MntFlags::MNT_DETACH);
+            })
         }
     }
 }
@@ -46,6 +54,7 @@ fn one(
     target: String,
     fresh: Option<(&str, &str)>,
     (bind, own): (&Path, Option<&Path>),
+    or_bind: bool,
 ) -> Result<()> {
     let mut made = Mount {
         target,
@@ -66,7 +75,8 @@ fn one(
                 .collect(),
         };
         match mounts::mount(root, &made, &nothing) {
-            Err(error) if matches!(error.errno(), Some(Errno::EPERM | Errno::EBUSY)) => {}
+            Err(error) if or_bind && matches!(error.errno(), Some(Errno::EPERM | Errno::EBUSY)) => {
+            }
             other => return other.map(drop),
         }
     }
@@ -95,13 +105,8 @@ fn parameter(text: &str) -> (String, Option<String>) {
     }
 }
 
-/// A tmpfs with a directory for each hierarchy of v1.
-fn tree(
-    root: &Root,
-    mount: &Mount,
-    entries: &[ViewEntry],
-    links: &[(String, String)],
-) -> Result<()> {
+/// The tmpfs that holds a directory for each hierarchy of v1: its top.
+fn base(root: &Root, mount: &Mount) -> Result<OwnedFd> {
     let mut data = vec![("mode".to_string(), Some("755".to_string()))];
     if let MountKind::Fresh { data: asked, .. } = &mount.what {
         // linux.mountLabel is for the tmpfs; cgroup file systems take none.
@@ -120,13 +125,24 @@ fn tree(
         ..mount.clone()
     };
     mounts::mount(root, &base, &nothing)?;
+    root.open(&mount.target)
+        .map_err(|errno| Error::os("look at the mount on", &mount.target, errno))
+}
+
+fn fill(
+    root: &Root,
+    mount: &Mount,
+    entries: &[ViewEntry],
+    links: &[(String, String)],
+    or_bind: bool,
+) -> Result<()> {
     for entry in entries {
         let target = format!("{}/{}", mount.target, entry.name);
         root.open_or_make(&target, Make::Directory)
             .map_err(|errno| Error::os("make the mount point", &target, errno))?;
         let fresh = entry.fs.as_deref().map(|fs| (fs, entry.data.as_str()));
         let binds = (entry.bind.as_path(), entry.own.as_deref());
-        one(root, mount, target, fresh, binds)?;
+        one(root, mount, target, fresh, binds, or_bind)?;
     }
     for (name, target) in links {
         super::devices::link(root, &format!("{}/{name}", mount.target), target)?;

@@ -16,10 +16,10 @@ use super::hooks::{self, HookState};
 use super::masks::{self, Masks};
 use super::root::{Make, Root};
 use super::sync::{End, FromChild};
-use super::{devices, identity, labels, mounts, pivot, proc, surroundings, terminal};
+use super::{devices, identity, instead, labels, mounts, pivot, proc, surroundings, terminal};
 use crate::cgroup;
 use crate::error::{Error, Kind, Result};
-use crate::plan::{Action, Degradation, Identity, Plan, Step};
+use crate::plan::{Action, Degradation, Identity, Plan};
 use crate::sys::process;
 use crate::sys::seccomp::{FLAG_LOG, FLAG_SPEC_ALLOW};
 use crate::sys::terminal::Size;
@@ -71,6 +71,8 @@ struct Child<'a> {
     joined: bool,
     /// It does not die with the runtime any more.
     outlives: bool,
+    /// How what a step made differs from what was asked for.
+    note: Option<String>,
 }
 
 /// Does the plan's steps; the last one executes the program. Never returns.
@@ -100,6 +102,7 @@ fn walk_and_tell(plan: &Plan, inherited: Inherited, root: Option<Root>) -> ! {
         enter_as_user: None,
         joined,
         outlives: false,
+        note: None,
     };
     let begun = if joined { Ok(()) } else { child.begin() };
     let failure = match begun.and_then(|()| child.walk()) {
@@ -114,8 +117,12 @@ impl Child<'_> {
     fn walk(&mut self) -> Result<std::convert::Infallible> {
         let plan = self.plan;
         for (number, step) in plan.steps.iter().enumerate() {
-            if let Err(error) = self.act(number, &step.action) {
-                self.otherwise(number, step, error)?;
+            let lost = step.perform(plan.level, |action| {
+                self.act(number, action)?;
+                Ok(self.note.take())
+            })?;
+            if let Some(lost) = lost {
+                self.degraded(lost)?;
             }
         }
         Err(Error::new(
@@ -199,21 +206,6 @@ impl Child<'_> {
             .map_err(|errno| Error::os("close", "the parent's descriptors", errno))
     }
 
-    /// Takes the first alternative that the failure's errno calls for, or gives the failure back.
-    fn otherwise(&mut self, number: usize, step: &Step, error: Error) -> Result<()> {
-        let errno = error.errno().map_or(0, |errno| errno as i32);
-        let Some(way) = step.otherwise.iter().find(|way| way.on.contains(&errno)) else {
-            return Err(error);
-        };
-        if let Some(action) = &way.action {
-            self.act(number, action).map_err(|second| {
-                let remedy = format!("and before that: {error}");
-                second.remedy(remedy)
-            })?;
-        }
-        self.degraded(way.taken(&error))
-    }
-
     fn degraded(&self, degradation: Degradation) -> Result<()> {
         self.tell(&FromChild::Degraded(degradation))
     }
@@ -263,8 +255,10 @@ impl Child<'_> {
             | Action::Mount(_)
             | Action::MountCgroup { .. }
             | Action::BindSys { .. }
+            | Action::BindProc { .. }
+            | Action::ShmDirectory { .. }
             | Action::Device(_)
-            | Action::BindDevice(_)
+            | Action::BindDevice { .. }
             | Action::DevLinks { .. }
             | Action::Terminal { .. }
             | Action::ReadonlyMounts
@@ -337,11 +331,16 @@ impl Child<'_> {
                     .extend(made.map(|made| (mount.target.clone(), made)));
                 Ok(())
             }
-            Action::MountCgroup { mount, view } => {
-                super::cgroup_mount::mount(self.root()?, mount, view)
-            }
+            Action::MountCgroup {
+                mount,
+                view,
+                or_bind,
+            } => super::cgroup_mount::mount(self.root()?, mount, view, *or_bind),
             Action::Device(device) => devices::make(self.root()?, device),
-            Action::BindDevice(device) => devices::bind(self.root()?, device),
+            Action::BindDevice { device, exact } => {
+                self.note = devices::bind(self.root()?, device, *exact)?;
+                Ok(())
+            }
             Action::DevLinks { links } => {
                 let root = self.root()?;
                 links
@@ -366,9 +365,10 @@ impl Child<'_> {
             Action::ReadonlyPath { path } => masks::readonly_path(self.root()?, path),
             Action::FileLabel { path, label } => labels::file(self.root()?, path, label),
             Action::MaskPath { path, label } => self.hide(path, label.as_deref()),
+            Action::BindProc { mount } => instead::proc(self.root()?, mount),
+            Action::ShmDirectory { mount } => instead::shm(self.root()?, mount),
             Action::BindSys { mount, hidden } => {
-                let nothing = |_| Err(Error::os("open", "/sys", Errno::EACCES));
-                mounts::mount(self.root()?, mount, &nothing)?;
+                instead::tree(self.root()?, mount)?;
                 hidden.iter().try_for_each(|path| self.hide(path, None))
             }
             _ => Ok(()),
@@ -432,6 +432,7 @@ impl Child<'_> {
                 .map_err(|errno| Error::os("process.noNewPrivileges: set", "it", errno)),
             Action::Seccomp => self.seccomp(0),
             Action::SeccompWithoutFlags => self.seccomp(FLAG_LOG | FLAG_SPEC_ALLOW),
+            Action::Capabilities { asked } => identity::look_for(*asked),
             Action::Identity(identity) => self.identity(identity),
             Action::Chdir { path } => match identity::enter(path) {
                 Err(error) if error.errno() == Some(Errno::EACCES) => {
@@ -501,22 +502,11 @@ impl Child<'_> {
     }
 
     fn identity(&mut self, identity: &Identity) -> Result<()> {
-        let missing = identity::assume(identity)?;
-        if let Some(path) = self.enter_as_user.take() {
-            identity::enter(&path)?;
+        identity::assume(identity)?;
+        match self.enter_as_user.take() {
+            Some(path) => identity::enter(&path),
+            None => Ok(()),
         }
-        if missing == 0 {
-            return Ok(());
-        }
-        let names = crate::spec::names::capability_names(missing).join(", ");
-        self.degraded(Degradation {
-            feature: format!("capabilities {names}"),
-            reason: "the runtime itself does not have them".into(),
-            errno: Errno::EPERM as i32,
-            fallback: "the container runs without them".into(),
-            remedy: "run isorun with these capabilities, or leave them out of the configuration"
-                .into(),
-        })
     }
 
     fn seccomp(&mut self, without: u32) -> Result<()> {

@@ -5,13 +5,14 @@ use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
-use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fstat, fstatat, makedev, mknodat};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fstat, fstatat, makedev, mknodat};
 use nix::unistd::{Gid, Uid, fchownat};
 
 use super::mounts_old::bind_plain;
 use super::root::{Make, Root};
 use crate::error::{Error, Result};
-use crate::plan::Device;
+use crate::plan::{Device, NodeAsked};
+use crate::sys::mount::{attr, mount_setattr, move_mount, open_tree_clone};
 
 /// Makes a device node. One that is there already stays when it is the same device.
 ///
@@ -60,11 +61,14 @@ pub fn make(root: &Root, device: &Device) -> Result<()> {
 }
 
 /// Puts the host's node of the same path in the place, as a bind mount: what can be had where nodes
-/// cannot be made. It must be the same device.
+/// cannot be made. It must be the same device. Read-only, so that nobody in the container changes the
+/// host's node; it still reads and writes (tried). Gives the differences from `device`, unless the node
+/// has to be `exact`.
 ///
 /// # Errors
-/// A sentence with the path and the errno; ENODEV when the host's node is another device.
-pub fn bind(root: &Root, device: &Device) -> Result<()> {
+/// A sentence with the path and the errno; ENODEV when the host's node is another device, EPERM (the
+/// kernel's answer to mknod here) when it is not as it has to be.
+pub fn bind(root: &Root, device: &Device, exact: Option<NodeAsked>) -> Result<Option<String>> {
     let fail = |errno| Error::os("bind the host's device", &device.path, errno);
     let path = std::path::Path::new(&device.path);
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -75,8 +79,50 @@ pub fn bind(root: &Root, device: &Device) -> Result<()> {
     {
         return Err(fail(Errno::ENODEV));
     }
+    let differences = match exact {
+        None => differences(
+            &stat,
+            &NodeAsked {
+                mode: Some(device.mode),
+                uid: Some(device.uid),
+                gid: Some(device.gid),
+            },
+        ),
+        Some(asked) => match differences(&stat, &asked) {
+            None => None,
+            Some(told) => {
+                let what = "make the device";
+                return Err(Error::os(what, &device.path, Errno::EPERM)
+                    .detail(format!("of the host's node, {told}")));
+            }
+        },
+    };
     let target = root.open_or_make(&device.path, Make::File).map_err(fail)?;
-    bind_plain(host.as_fd(), target.as_fd()).map_err(fail)
+    let moved = open_tree_clone(host.as_fd(), c"", false).and_then(|tree| {
+        mount_setattr(tree.as_fd(), false, attr::RDONLY, 0, 0)?;
+        move_mount(tree.as_fd(), target.as_fd())
+    });
+    if moved.is_err() {
+        bind_plain(host.as_fd(), target.as_fd()).map_err(fail)?;
+        let top = root.open(&device.path).map_err(fail)?;
+        super::mounts::make_readonly(&top).map_err(fail)?;
+    }
+    Ok(differences)
+}
+
+/// How a node of the host differs from what is asked for, as it is seen from here.
+fn differences(stat: &FileStat, asked: &NodeAsked) -> Option<String> {
+    let mut told = Vec::new();
+    if let Some(mode) = asked.mode.filter(|mode| *mode != stat.st_mode & 0o7777) {
+        told.push(format!("mode {:o} and not {mode:o}", stat.st_mode & 0o7777));
+    }
+    if let Some(uid) = asked.uid.filter(|uid| *uid != stat.st_uid) {
+        told.push(format!("owner {} and not {uid}", stat.st_uid));
+    }
+    if let Some(gid) = asked.gid.filter(|gid| *gid != stat.st_gid) {
+        told.push(format!("group {} and not {gid}", stat.st_gid));
+    }
+    (!told.is_empty()).then(|| told.join(", "))
 }
 
 /// Makes a symbolic link; what is there already stays.

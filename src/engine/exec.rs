@@ -18,12 +18,13 @@ use super::join::{self, Init, Joiner};
 use super::relay::Relay;
 use super::sync::{self, End, FromChild};
 use super::terminal::{Destination, Receiver};
-use super::{filter, make, pid_file};
+use super::{birth, filter, make, pid_file};
 use crate::cgroup::{Cgroup, Placed, SubCgroups};
 use crate::error::{Error, Kind, Result};
 use crate::host::{Lsm, Privilege};
 use crate::log;
-use crate::plan::{Asked, Degradation, Joined};
+use crate::plan::{Asked, Degradation, Feature, Joined};
+use crate::policy::{Config, Wish};
 use crate::state::{Record, Status, Store};
 use crate::sys::clone::{Born, clone_old, clone3, single_threaded};
 use crate::sys::process;
@@ -54,6 +55,8 @@ pub struct ExecRequest {
     pub pidfd_socket: Option<PathBuf>,
     /// `--cgroup`: cgroups below the container's.
     pub cgroups: SubCgroups,
+    /// How much may be lost; never more than the container was made with.
+    pub degrade: Wish,
 }
 
 /// What to execute.
@@ -160,6 +163,7 @@ fn holding(store: &Store, id: &str, ignore_paused: bool, record: &Record) -> Res
 }
 
 fn plan(request: &ExecRequest, record: &Record) -> Result<Joined> {
+    let level = request.degrade.level_in(&Config::read()?, record.degrade)?;
     let text = request.store.config(&request.id)?;
     let (spec, _) = crate::spec::parse::parse(&text)?;
     let (process, file) = match &request.process {
@@ -176,7 +180,7 @@ fn plan(request: &ExecRequest, record: &Record) -> Result<Joined> {
         let mut asked = spec.clone();
         asked.set_process(Some(process.clone()));
         let linux = asked.linux().clone().unwrap_or_default();
-        crate::plan::labels::check(&linux, &process, &Lsm::detect(&asked))
+        crate::plan::labels::check(&linux, &process, &Lsm::detect(&asked), level)
             .map_err(|error| error.in_file(file))?;
     }
     for note in notes {
@@ -190,6 +194,8 @@ fn plan(request: &ExecRequest, record: &Record) -> Result<Joined> {
         no_pivot: false,
         rootless: None,
         systemd_cgroup: false,
+        degrade: level,
+        without: Vec::new(),
     };
     crate::plan::exec(&spec, &process, &asked, Privilege::detect())
 }
@@ -302,7 +308,7 @@ impl Execing<'_> {
         let fd = cgroup.as_ref().and_then(Cgroup::v2_fd);
         if let Err(errno) = born
             && (matches!(errno, Errno::ENOSYS | Errno::EPERM)
-                || fd.is_some() && make::refuses_cgroup(errno))
+                || fd.is_some() && birth::refuses_cgroup(errno))
         {
             joiner.entry = None;
             joiner.wait = cgroup.is_some();
@@ -400,7 +406,12 @@ impl Execing<'_> {
     /// Tells a degradation, but for one that the container was made with: its maker has told it, and
     /// nobody wants to hear of it with every exec.
     fn degraded(&self, degradation: &Degradation) {
-        let known = |value: &serde_json::Value| value["feature"] == degradation.feature.as_str();
+        // Which capabilities are missing is in the reason.
+        let whole = degradation.row == Feature::Capabilities;
+        let known = |value: &serde_json::Value| {
+            value["feature"] == degradation.feature.as_str()
+                && (!whole || value["reason"] == degradation.reason.as_str())
+        };
         match self.record.degraded.iter().any(known) {
             true => log::debug(|| degradation.to_string()),
             false => log::warning(&degradation.to_string()),

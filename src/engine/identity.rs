@@ -11,12 +11,27 @@ use crate::sys::process;
 /// How much of /etc/passwd is read at most, bytes.
 const PASSWD_LIMIT: u64 = 4 << 20;
 
-/// Changes user, groups and capabilities for good. Gives the mask of the capabilities that were
-/// asked for and cannot be given, because the runtime itself does not have them.
+/// Looks whether this process has the capabilities of the mask `asked`.
+///
+/// # Errors
+/// EPERM with the names of those that it has not.
+pub fn look_for(asked: u64) -> Result<()> {
+    let have = process::effective_caps()
+        .map_err(|errno| Error::os("process.capabilities: look at", "isorun's own", errno))?;
+    if asked & !have == 0 {
+        return Ok(());
+    }
+    let names = crate::spec::names::capability_names(asked & !have).join(", ");
+    Err(Error::os("process.capabilities: give", names, Errno::EPERM)
+        .detail("the runtime itself does not have them"))
+}
+
+/// Changes user, groups and capabilities for good. Capabilities that the runtime does not have are left
+/// out: [`look_for`] has told of them.
 ///
 /// # Errors
 /// A sentence with what was being set and the errno.
-pub fn assume(identity: &Identity) -> Result<u64> {
+pub fn assume(identity: &Identity) -> Result<()> {
     let fail = |what: &str| {
         let what = what.to_string();
         move |errno| Error::os("process.user: set", what, errno)
@@ -66,9 +81,7 @@ pub fn assume(identity: &Identity) -> Result<u64> {
         caps.inheritable & have,
     )
     .map_err(|errno| Error::os("process.capabilities: set", "the sets", errno))?;
-    raise_ambient(caps.ambient & caps.permitted & caps.inheritable & have)?;
-    let wanted = caps.effective | caps.permitted | caps.inheritable;
-    Ok(wanted & !have)
+    raise_ambient(caps.ambient & caps.permitted & caps.inheritable & have)
 }
 
 /// Gives stdin, stdout and stderr to the user, as runc does: otherwise a program that is not root

@@ -26,9 +26,11 @@ use super::child::{self, Inherited};
 use super::labels::HostProc;
 use super::proc;
 use super::root::Root;
+use super::sync::FromChild;
 use crate::cgroup;
 use crate::error::{Error, Result};
-use crate::plan::{Join, Plan};
+use crate::plan::{Action, Degradation, Join, Plan};
+use crate::policy::Level;
 use crate::spec::names;
 use crate::sys::process;
 use crate::sys::sched::CpuMask;
@@ -174,7 +176,13 @@ fn enter(plan: &Plan, joiner: &Joiner<'_>, inherited: &Inherited) -> Result<Root
             .enter()
             .map_err(fail("enter the container's cgroups"))?;
     }
-    privileged(joiner.join)?;
+    if let Some(lost) = privileged(joiner.join, plan.level)? {
+        // Heard when the process has started; the runtime knows then whose it is.
+        inherited
+            .sync
+            .tell(&FromChild::Degraded(lost))
+            .map_err(fail("tell the runtime"))?;
+    }
     namespaces(joiner.init, joiner.join.namespaces)?;
     if let Some(root) = &joiner.root {
         let root = root
@@ -233,8 +241,8 @@ pub fn set_cpus(which: &str, cpus: &CpuMask) -> Result<()> {
     })
 }
 
-/// What needs the privileges of the host, while /proc is the host's.
-fn privileged(join: &Join) -> Result<()> {
+/// What needs the privileges of the host, while /proc is the host's; what was lost there.
+fn privileged(join: &Join, level: Level) -> Result<Option<Degradation>> {
     if let Some(cpus) = &join.final_cpus {
         set_cpus("final", cpus)?;
     }
@@ -254,14 +262,15 @@ fn privileged(join: &Join) -> Result<()> {
             proc.key_label(label)?;
         }
     }
-    if let Some(value) = join.oom_score_adj {
-        match proc::write("self/oom_score_adj", &value.to_string()) {
-            // Lowering it needs a privilege; the container's first process has told that it is clamped.
-            Err(error) if matches!(error.errno(), Some(Errno::EACCES | Errno::EPERM)) => {}
-            other => other.map_err(|error| error.context("process.oomScoreAdj"))?,
-        }
+    match &join.oom_score_adj {
+        Some(step) => step.perform(level, |action| match action {
+            Action::OomScoreAdj { value } => proc::write("self/oom_score_adj", &value.to_string())
+                .map_err(|error| error.context("process.oomScoreAdj"))
+                .map(|()| None),
+            _ => Ok(None),
+        }),
+        None => Ok(None),
     }
-    Ok(())
 }
 
 /// Joins the namespaces of init, of these kinds (CLONE_NEW* bits): at one stroke by its pidfd, or,

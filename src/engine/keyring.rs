@@ -6,7 +6,7 @@ use std::ffi::{CStr, CString};
 use nix::errno::Errno;
 
 use super::labels::HostProc;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::sys::process;
 
 /// Whoever is neither the owner nor of its group may search (keyctl_setperm(3)).
@@ -28,14 +28,16 @@ pub fn join(name: &str, search: u32, label: Option<&str>) -> Result<()> {
     let text = CString::new(name)
         .map_err(|_| Errno::EINVAL)
         .map_err(fail("join the new session keyring"))?;
-    let proc = label.map(labelled).transpose()?;
+    // Without an errno: that a label is refused does not mean that keys are not to be had.
+    let told = |error: Error| Error::new(Kind::System, error.to_string());
+    let proc = label.map(labelled).transpose().map_err(told)?;
     let any = search & KEY_OTH_SEARCH != 0;
     let joined = look(Some(&text), name).and_then(|(found, own)| match any || own {
         true => Ok(found),
         false => Ok(look(None, name)?.0),
     });
     if let Some(proc) = proc {
-        proc.key_label("")?;
+        proc.key_label("").map_err(told)?;
     }
     let (serial, permissions) = joined?;
     process::set_key_permissions(serial, permissions | search)
@@ -46,16 +48,8 @@ pub fn join(name: &str, search: u32, label: Option<&str>) -> Result<()> {
 /// this user's.
 fn look(text: Option<&CStr>, name: &str) -> Result<((i32, u32), bool)> {
     let fail = |what: &'static str| move |errno| Error::os(what, name, errno);
-    let serial = process::join_session_keyring(text).map_err(|errno| {
-        let error = fail("join the new session keyring")(errno);
-        match errno {
-            Errno::EDQUOT => error.remedy(
-                "the user's quota of keys is used up: see /proc/key-users, \
-                 /proc/sys/kernel/keys/maxkeys, or use --no-new-keyring",
-            ),
-            _ => error,
-        }
-    })?;
+    let serial =
+        process::join_session_keyring(text).map_err(fail("join the new session keyring"))?;
     let description = match process::describe_key(serial) {
         Ok(description) => description,
         // Only somebody else forbids even that.

@@ -8,21 +8,21 @@ use nix::errno::Errno;
 use nix::sys::signal::SigSet;
 use nix::unistd::Pid;
 
-use super::child::{self, Inherited};
 use super::hooks::{self, HookState};
 use super::inherit::inherit;
-use super::namespaces::{self, Joined};
+use super::namespaces;
 use super::net_devices::Moving;
 use super::relay::Relay;
-use super::sync::{self, End, FromChild};
+use super::sync::{End, FromChild};
 use super::terminal::{Destination, Receiver};
-use super::{Request, lifecycle, maps, pid_file, rdt, shared_mounts};
+use super::{Request, lifecycle, pid_file, rdt, shared_mounts};
 use crate::cgroup::{Cgroup, Placed};
 use crate::error::{Error, Kind, Result};
 use crate::log;
+use crate::plan::degrade::{self, Stage};
 use crate::plan::{Asked, Degradation, Plan};
 use crate::state::{Dir, Mounted, Phase, Record, Resctrl, start_time};
-use crate::sys::clone::{Born, CLONE_NEWTIME, clone_old, clone3, single_threaded};
+use crate::sys::clone::single_threaded;
 use crate::sys::process;
 
 /// Whether the program waits for `start`.
@@ -70,7 +70,7 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
         process::dumpable(false)
             .map_err(|errno| Error::os("hide from ptrace:", "this process", errno))?;
     }
-    let asked = Asked {
+    let mut asked = Asked {
         id: request.id.clone(),
         no_new_keyring: request.no_new_keyring,
         preserve_fds: request.preserve_fds,
@@ -78,55 +78,113 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
         no_pivot: request.no_pivot,
         rootless: request.rootless,
         systemd_cgroup: request.systemd_cgroup,
+        degrade: request.degrade,
+        without: Vec::new(),
     };
     check_preserved(request.listen_fds, request.preserve_fds)?;
     // Nothing that the caller left open reaches a hook or the container, but what is asked for.
     crate::sys::fs::cloexec_from(3)
         .map_err(|errno| Error::os("close at exec", "inherited descriptors", errno))?;
-    let (loaded, plan) = super::plan(&request.bundle, &asked)?;
+    let (loaded, host, mut plan) = super::plan_on(&request.bundle, &asked)?;
     if loaded.spec.process().is_none() && matches!(mode, Mode::Run(_)) {
         return Err(super::no_process());
     }
     super::tell(&loaded, &plan);
     let detached = request.detach || matches!(mode, Mode::Create);
     let socket = request.console_socket.as_deref();
-    let terminal = Destination::choose(plan.terminal(), detached, socket)?;
-    let pidfd_socket = match &request.pidfd_socket {
+    let mut terminal = Destination::choose(plan.terminal(), detached, socket)?;
+    let mut pidfd_socket = match &request.pidfd_socket {
         Some(path) => Some(Receiver::connect("pidfd-socket", path)?),
         None => None,
     };
-    let dir = request.store.create(&request.id)?;
-    let mut making = Making {
-        plan: &plan,
-        cgroup: None,
-        mounted: None,
-        child: None,
-        begun: false,
-        channel: None,
-        waits: false,
-        terminal,
-        relay: None,
-        pidfd_socket,
-        net_devices: None,
-        resctrl: None,
-    };
-    match making.all(request, &dir, &loaded.text, mode) {
-        Ok((pid, start)) => Ok(Made {
-            pid,
-            start,
-            relay: making.relay.take(),
-            plan,
-        }),
-        Err(error) => {
-            making.undo();
-            if let Err(second) = dir.remove() {
-                log::warning(&format!("after a failure: {second}"));
+    loop {
+        let dir = request.store.create(&request.id)?;
+        let mut making = Making {
+            plan: &plan,
+            cgroup: None,
+            mounted: None,
+            child: None,
+            begun: false,
+            channel: None,
+            waits: false,
+            stage: None,
+            terminal,
+            relay: None,
+            pidfd_socket,
+            net_devices: None,
+            resctrl: None,
+        };
+        let failed = match making.all(request, &dir, &loaded.text, &mode) {
+            Ok((pid, start)) => {
+                return Ok(Made {
+                    pid,
+                    start,
+                    relay: making.relay.take(),
+                    plan,
+                });
             }
+            Err(error) => error,
+        };
+        making.undo();
+        if let Err(second) = dir.remove() {
+            log::warning(&format!("after a failure: {second}"));
+        }
+        let next = again(failed, making.stage, &plan, &mut asked, |asked| {
+            crate::plan::build(&loaded, &host, asked)
+        });
+        if next.is_err() {
             // Without the lock: see delete.
             making.poststop();
-            Err(error)
         }
+        (terminal, pidfd_socket) = (making.terminal, making.pidfd_socket);
+        plan = next?;
     }
+}
+
+/// The plan without what a birth that failed at `stage` has shown not to be there.
+///
+/// # Errors
+/// The failure, and those before it, where nothing may be given up for it.
+fn again(
+    failed: Error,
+    stage: Option<Stage>,
+    plan: &Plan,
+    asked: &mut Asked,
+    replan: impl FnOnce(&Asked) -> Result<Plan>,
+) -> Result<Plan> {
+    let root = nix::unistd::geteuid().is_root();
+    let lost = match stage {
+        Some(stage) => degrade::reborn(stage, failed.clone(), plan, root),
+        None => Err(failed.clone()),
+    };
+    let lost = match lost {
+        // Each only once: giving it up has not helped.
+        Ok(lost)
+            if asked
+                .without
+                .iter()
+                .any(|known| known.feature == lost.feature) =>
+        {
+            Err(failed)
+        }
+        other => other,
+    };
+    let next = lost.and_then(|lost| {
+        log::debug(|| {
+            format!(
+                "tried again without what this host does not give: {}",
+                lost.reason
+            )
+        });
+        asked.without.push(lost);
+        replan(asked)
+    });
+    next.map_err(|error| {
+        let before = asked.without.iter();
+        before.fold(error, |error, lost| {
+            error.also(&format!("before that: {}", lost.reason))
+        })
+    })
 }
 
 pub(super) fn check_preserved(listen: u32, count: u32) -> Result<()> {
@@ -148,18 +206,20 @@ pub(super) fn check_preserved(listen: u32, count: u32) -> Result<()> {
 }
 
 /// What was made so far, for taking it back.
-struct Making<'a> {
-    plan: &'a Plan,
-    cgroup: Option<Placed>,
+pub(super) struct Making<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) cgroup: Option<Placed>,
     /// What is mounted for it in this mount namespace.
     mounted: Option<Mounted>,
-    child: Option<(Pid, OwnedFd)>,
+    pub(super) child: Option<(Pid, OwnedFd)>,
     /// There was a first process: poststop hooks run after a failure, whatever failed, as under runc.
     begun: bool,
     /// The parent's end.
-    channel: Option<End>,
+    pub(super) channel: Option<End>,
     /// The child waits for the parent before its first step.
-    waits: bool,
+    pub(super) waits: bool,
+    /// Where the birth is, as long as nothing has happened that others can see.
+    pub(super) stage: Option<Stage>,
     /// Where the terminal goes.
     terminal: Destination,
     /// The relay of a terminal that stays here.
@@ -178,7 +238,7 @@ impl Making<'_> {
         request: &Request,
         dir: &Dir,
         config: &[u8],
-        mode: Mode,
+        mode: &Mode,
     ) -> Result<(Pid, u64)> {
         let plan = self.plan;
         let mut record = Record::new(&plan.id, &plan.bundle, &plan.rootfs, &plan.oci_version)?;
@@ -186,6 +246,7 @@ impl Making<'_> {
         record.poststart = plan.hooks("poststart").to_vec();
         record.poststop = plan.hooks("poststop").to_vec();
         record.no_new_keyring = request.no_new_keyring;
+        record.degrade = plan.level;
         // Written before the cgroup is made: whoever kills this process in between leaves nothing that
         // `delete --force` does not find.
         let planned = Placed::planned(&plan.cgroup);
@@ -201,6 +262,7 @@ impl Making<'_> {
         // Opened before anything is made: most wrong paths end here.
         let joins = namespaces::open(plan)?;
         let rdt = plan.rdt.as_ref().map(rdt::prepare).transpose()?;
+        self.stage = Some(Stage::Cgroup);
         let mut cgroup = match plan.cgroup.scope {
             // systemd makes it once the child is there.
             Some(_) => Cgroup::pending(&plan.cgroup)?,
@@ -208,16 +270,24 @@ impl Making<'_> {
         };
         self.cgroup = Some(cgroup.placed().clone());
 
-        let (parent, mut inherited) = inherit(plan, dir, &mode, &cgroup)?;
+        let (parent, mut inherited) = inherit(plan, dir, mode, &cgroup)?;
         self.mounted = record.mounted.clone();
         inherited.root = detached.map(shared_mounts::Detached::attach).transpose()?;
         self.channel = Some(parent);
+        self.stage = Some(Stage::Clone);
         let pid = self.birth(&mut cgroup, inherited, joins)?;
         self.begun = true;
         record.cgroup = Some(to_json(cgroup.placed())?);
         record.pid = Some(pid.as_raw());
         record.pid_start = start_time(pid.as_raw())?;
         dir.save(&record)?;
+        self.stage = self.stage.map(|_| Stage::Maps);
+        self.map_ids(pid)?;
+        // What comes now is seen by others: a failure is final.
+        self.stage = None;
+        for lost in &plan.degradations {
+            report(lost, &mut record)?;
+        }
         if let (Some(receiver), Some((_, pidfd))) = (self.pidfd_socket.take(), &self.child) {
             // runc's word for a container's first process.
             receiver.send("standard", pidfd.as_fd())?;
@@ -235,7 +305,7 @@ impl Making<'_> {
         self.settle(pid, &mut record)?;
         // The child is at work meanwhile: this costs no time.
         dir.keep_config(config)?;
-        self.converse(&mut record, &mode)?;
+        self.converse(&mut record, mode)?;
         self.channel = None;
         record.phase = Phase::Made;
         dir.save(&record)?;
@@ -245,132 +315,6 @@ impl Making<'_> {
         // The container lives on its own from here; nothing is to be taken back.
         self.child = None;
         Ok((pid, record.pid_start))
-    }
-
-    /// Clones the child: into the v2 side of its cgroup where the kernel does that (it enters the v1
-    /// side by itself), else beside it, to be moved there before it goes on.
-    fn birth(
-        &mut self,
-        cgroup: &mut Cgroup,
-        mut inherited: Inherited,
-        joins: Vec<Joined>,
-    ) -> Result<Pid> {
-        let between = self.plan.birth.between && !joins.is_empty();
-        let flags = match between {
-            true => 0,
-            false => self.plan.birth.clone_flags,
-        };
-        let pair = || sync::pair().map_err(|errno| Error::os("make", "a socket pair", errno));
-        let (up, down) = between.then(pair).transpose()?.unzip();
-        let mut apart = Vec::new();
-        match between {
-            true => apart = joins,
-            false => inherited.joins = joins,
-        }
-        let mut born = match self.plan.cgroup.scope {
-            // It is not there yet: the parent sees to that while the child waits.
-            Some(_) => Err(Errno::ENOSYS),
-            None => clone3(flags, cgroup.v2_fd()),
-        };
-        let into = cgroup.v2_fd().is_some();
-        let mut moved = false;
-        let retry = |errno: Errno| errno == Errno::ENOSYS || into && refuses_cgroup(errno);
-        if let Err(errno) = &born
-            && let errno = *errno
-            && (retry(errno) || errno == Errno::EPERM)
-        {
-            // Moved as a whole by the parent; the child waits for that.
-            inherited.entry = None;
-            inherited.wait |= !between;
-            moved = true;
-            born = match clone3(flags, None) {
-                // Docker's default filter hides clone3; clone may still be allowed.
-                // It has no room for a time namespace, which the child makes: it is in it from its
-                // exec on.
-                Err(Errno::ENOSYS | Errno::EPERM) => clone_old(flags & !CLONE_NEWTIME),
-                other => other,
-            };
-            if matches!(born, Ok(Born::Child)) && flags & CLONE_NEWTIME != 0 {
-                inherited.time = true;
-            }
-        }
-        match born {
-            Ok(Born::Child) => {
-                // The parent's end must be the parent's alone: that it closes is how the child sees
-                // that the parent is gone.
-                self.channel = None;
-                drop(up);
-                match down {
-                    Some(down) => namespaces::between(self.plan, inherited, apart, down, moved),
-                    None => child::run(self.plan, inherited),
-                }
-            }
-            Ok(Born::Parent(pid, pidfd)) => {
-                self.waits = inherited.wait;
-                drop((inherited, down));
-                self.child = Some((pid, pidfd));
-                if moved {
-                    self.enter_cgroup(cgroup, pid)?;
-                }
-                let Some(up) = up else { return Ok(pid) };
-                if moved {
-                    up.go()
-                        .map_err(|errno| Error::os("tell", "the process in between", errno))?;
-                }
-                let found = namespaces::child_of(pid, &up);
-                self.child = None;
-                let (pid, pidfd) = found?;
-                self.child = Some((pid, pidfd));
-                Ok(pid)
-            }
-            Err(errno) => Err(Error::os(
-                "clone into new namespaces:",
-                self.plan.birth.namespaces.join(", "),
-                errno,
-            )
-            .remedy(birth_remedy(errno))),
-        }
-    }
-
-    /// Moves a process that could not be born in the cgroup. A rootless one may stay outside where
-    /// nothing depends on it.
-    fn enter_cgroup(&mut self, cgroup: &mut Cgroup, pid: Pid) -> Result<()> {
-        if self.plan.cgroup.scope.is_some() {
-            let started = cgroup.start_scope(&self.plan.cgroup, pid.as_raw());
-            // From when there is a unit, a failure has to end it.
-            self.cgroup = Some(cgroup.placed().clone());
-            return started;
-        }
-        match cgroup.join(pid.as_raw()) {
-            Err(error)
-                if matches!(error.errno(), Some(Errno::EACCES | Errno::EPERM))
-                    && cgroup.give_up(&self.plan.cgroup) =>
-            {
-                self.cgroup = None;
-                Ok(())
-            }
-            other => other,
-        }
-    }
-
-    /// What only the parent can do for the child before it goes on.
-    fn settle(&self, pid: Pid, record: &mut Record) -> Result<()> {
-        let birth = &self.plan.birth;
-        maps::write(birth, pid)?;
-        maps::compare(birth, pid)?;
-        for &(resource, hard) in &birth.raise_limits {
-            // Refused where the limit is over what this process may set; the child clamps it then.
-            let _ = process::prlimit(pid.as_raw(), resource, hard, hard);
-        }
-        if let Some(value) = birth.oom_score_adj {
-            match super::proc::write(&format!("{pid}/oom_score_adj"), &value.to_string()) {
-                Err(error) if matches!(error.errno(), Some(Errno::EACCES | Errno::EPERM)) => {
-                    report(&crate::plan::oom_otherwise(value).taken(&error), record)?;
-                }
-                other => other?,
-            }
-        }
-        if self.waits { self.go() } else { Ok(()) }
     }
 
     /// Listens to the child until it is ready (`create`) or has executed its program (`run`).
@@ -422,7 +366,7 @@ impl Making<'_> {
         }
     }
 
-    fn go(&self) -> Result<()> {
+    pub(super) fn go(&self) -> Result<()> {
         self.answer(&[])
     }
 
@@ -545,28 +489,8 @@ fn to_json(placed: &Placed) -> Result<serde_json::Value> {
         .map_err(|error| Error::new(Kind::System, format!("record the cgroup: {error}")))
 }
 
-pub(super) fn refuses_cgroup(errno: Errno) -> bool {
-    // EOPNOTSUPP and EBUSY: the cgroup cannot hold processes in the way it is set up; joining it says
-    // more. E2BIG and EINVAL: Linux before 5.7.
-    matches!(
-        errno,
-        Errno::E2BIG | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EBUSY | Errno::EACCES
-    )
-}
-
-/// What may be done where namespaces cannot be made.
-pub(super) fn birth_remedy(errno: Errno) -> &'static str {
-    match errno {
-        Errno::EPERM => "it needs CAP_SYS_ADMIN, and a kernel and filter that allow these kinds",
-        Errno::ENOSPC => "a limit on namespaces is reached: see /proc/sys/user/max_*_namespaces",
-        Errno::EINVAL => "the kernel lacks one of these kinds of namespace",
-        Errno::EAGAIN => "a limit on processes is reached: pids.max of the cgroup, RLIMIT_NPROC",
-        _ => "",
-    }
-}
-
 /// Tells a degradation: a warning, and an entry in the record.
-fn report(degradation: &Degradation, record: &mut Record) -> Result<()> {
+pub(super) fn report(degradation: &Degradation, record: &mut Record) -> Result<()> {
     log::warning(&degradation.to_string());
     let value = serde_json::to_value(degradation)
         .map_err(|error| Error::new(Kind::System, format!("record a degradation: {error}")))?;

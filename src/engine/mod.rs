@@ -9,6 +9,7 @@ pub mod child;
 pub mod seal;
 pub mod sync;
 
+mod birth;
 mod cgroup_mount;
 mod copyup;
 mod devices;
@@ -20,6 +21,7 @@ mod hook_wait;
 mod hooks;
 mod identity;
 mod inherit;
+mod instead;
 mod join;
 mod keyring;
 mod labels;
@@ -57,6 +59,7 @@ pub use update::update;
 use crate::error::{Error, Kind, Result};
 use crate::host::Host;
 use crate::plan::{Asked, Plan};
+use crate::policy::Level;
 use crate::spec::Loaded;
 use crate::state::Store;
 
@@ -93,6 +96,8 @@ pub struct Request {
     pub rootless: Option<bool>,
     /// `--systemd-cgroup`: systemd makes the cgroup.
     pub systemd_cgroup: bool,
+    /// How much may be lost, as far as this host is concerned.
+    pub degrade: Level,
 }
 
 /// Loads a bundle and plans it, without doing anything: what `isorun plan` shows.
@@ -100,13 +105,18 @@ pub struct Request {
 /// # Errors
 /// Those of [`crate::spec::load`] and [`crate::plan::build`].
 pub fn plan(bundle: &std::path::Path, asked: &Asked) -> Result<(Loaded, Plan)> {
+    plan_on(bundle, asked).map(|(loaded, _, plan)| (loaded, plan))
+}
+
+/// The same with the host that it was planned for.
+fn plan_on(bundle: &std::path::Path, asked: &Asked) -> Result<(Loaded, Host, Plan)> {
     let loaded = crate::spec::load(bundle)?;
     let mut host = Host::detect(loaded.spec.linux().as_ref())?.with_lsm(&loaded.spec);
     if asked.systemd_cgroup {
         host = host.with_systemd(asked.rootless)?;
     }
     let plan = crate::plan::build(&loaded, &host, asked)?;
-    Ok((loaded, plan))
+    Ok((loaded, host, plan))
 }
 
 /// Tells what runs otherwise than config.json may have meant it.

@@ -62,7 +62,7 @@ pub(super) fn failed(mount: &Mount, what: &str, errno: Errno) -> Error {
 /// The target of a new file system. That of procfs and sysfs must not be reached through a symbolic
 /// link: whoever plants one there decides where later writes to /proc go (CVE-2019-19921,
 /// CVE-2023-28642).
-fn fresh_target(root: &Root, mount: &Mount, fstype: &str) -> Result<OwnedFd> {
+pub(super) fn fresh_target(root: &Root, mount: &Mount, fstype: &str) -> Result<OwnedFd> {
     if matches!(fstype, "proc" | "sysfs") {
         let strict = || root.open_with(&mount.target, libc::O_PATH, resolve::NO_SYMLINKS);
         return match strict() {

@@ -168,7 +168,7 @@ pub fn between(plan: &Plan, inherited: Inherited, list: Vec<Joined>, up: End, wa
                 plan.birth.namespaces.join(", "),
                 errno,
             )
-            .remedy(super::make::birth_remedy(errno))
+            .remedy(super::birth::birth_remedy(errno))
         })
     });
     let (message, pidfd) = match outcome {

@@ -7,24 +7,20 @@ use oci_spec::runtime::{
     Hook, Linux, LinuxIdMapping, LinuxNamespaceType, LinuxTimeOffset, Process as SpecProcess, Spec,
 };
 
+use super::degrade::{self, Facts};
 use super::labels;
+use super::limits;
 use super::mounts;
 use super::net;
 use super::schedule;
-use super::step::{
-    Action, Birth, CapSets, Existing, HostHooks, IdMap, Identity, Otherwise, Process, Step,
-};
+use super::step::{Action, Birth, CapSets, Existing, HostHooks, IdMap, Identity, Process, Step};
 use super::{Asked, Plan};
-use crate::cgroup::{self, CgroupPlan};
+use crate::cgroup::CgroupPlan;
 use crate::error::{Error, Result};
 use crate::host::{Host, Privilege};
+use crate::policy;
 use crate::seccomp::Program;
 use crate::spec::{Loaded, names};
-use crate::sys::seccomp::{FLAG_LOG, FLAG_SPEC_ALLOW};
-
-const EPERM: i32 = libc::EPERM;
-const EACCES: i32 = libc::EACCES;
-const ENOSYS: i32 = libc::ENOSYS;
 
 /// What the planner reads, at hand.
 pub(super) struct Context<'a> {
@@ -57,6 +53,17 @@ impl Context<'_> {
         (self.namespaces | self.joined) & libc::CLONE_NEWNS as u64 == 0
     }
 
+    /// What the table of degradations looks at.
+    fn facts(&self, filter: Option<&Program>) -> Facts {
+        Facts {
+            made: self.namespaces,
+            joined: self.joined,
+            nested: self.host.user_namespace,
+            root: self.host.euid == 0,
+            filter_flags: filter.map_or(0, |program| program.flags),
+        }
+    }
+
     /// Whether the container is in a user namespace that is not the runtime's, new or joined.
     pub(super) fn in_user_namespace(&self) -> bool {
         (self.namespaces | self.joined) & libc::CLONE_NEWUSER as u64 != 0
@@ -75,21 +82,10 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
         .ok_or_else(|| Error::spec("linux", "it is missing; a Linux container needs it"))?;
     let nothing = nothing();
     let process = spec.process().as_ref().unwrap_or(&nothing);
-    labels::check(linux, process, &host.lsm)?;
+    let level = policy::of_container(asked.degrade, spec.annotations().as_ref())?;
+    labels::check(linux, process, &host.lsm, level)?;
     check_privilege(linux, host)?;
-    let rootless = asked.rootless.unwrap_or(!host.is_real_root());
-    let mut cgroup = match host.systemd.as_ref().filter(|_| asked.systemd_cgroup) {
-        Some(systemd) => {
-            let annotations = spec.annotations().as_ref();
-            cgroup::plan_scope(Some(linux), annotations, &asked.id, &host.cgroups, systemd)?
-        }
-        None => cgroup::plan(Some(linux), &asked.id, &host.cgroups)?,
-    };
-    let explicit = linux
-        .cgroups_path()
-        .as_ref()
-        .is_some_and(|path| !path.as_os_str().is_empty());
-    cgroup.adapt(rootless, explicit, host.is_real_root());
+    let (cgroup, degradations) = limits::plan(spec, linux, host, asked, level)?;
     let seccomp = linux
         .seccomp()
         .as_ref()
@@ -118,9 +114,15 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
         seccomp.as_ref(),
     )?);
     let rdt = super::rdt::plan(linux, &asked.id);
+    let facts = context.facts(seccomp.as_ref());
     let mut birth = birth(&context, process);
     // It has to be in its group before it forks a hook or executes the program.
     birth.child_waits |= rdt.is_some();
+    degrade::arm(
+        steps.iter_mut().chain(&mut birth.oom_score_adj),
+        &facts,
+        level,
+    );
     Ok(Plan {
         rdt,
         oci_version: spec.version().clone(),
@@ -128,6 +130,8 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
         bundle: loaded.bundle.clone(),
         rootfs: loaded.rootfs.clone(),
         annotations: spec.annotations().iter().flatten().map(pair).collect(),
+        level,
+        degradations,
         birth,
         shares_mounts: context.shares_mounts(),
         steps,
@@ -192,7 +196,7 @@ pub(super) fn namespaces(linux: &Linux) -> u64 {
 }
 
 /// CLONE_NEW* bits of the namespaces that are made.
-fn new_namespaces(linux: &Linux) -> u64 {
+pub(super) fn new_namespaces(linux: &Linux) -> u64 {
     let listed = linux.namespaces().iter().flatten();
     let made = listed.filter(|ns| names::joined(ns).is_none());
     made.fold(0, |all, ns| all | names::namespace_of(ns.typ()).flag)
@@ -324,7 +328,10 @@ fn birth(context: &Context<'_>, process: &SpecProcess) -> Birth {
         } else {
             Vec::new()
         },
-        oom_score_adj: process.oom_score_adj().filter(|_| user),
+        oom_score_adj: process
+            .oom_score_adj()
+            .filter(|_| user)
+            .map(|value| Action::OomScoreAdj { value }.into()),
     }
 }
 
@@ -376,7 +383,7 @@ fn begin(context: &Context<'_>, process: &SpecProcess) -> Result<Vec<Step>> {
     if !context.in_user_namespace()
         && let Some(value) = process.oom_score_adj()
     {
-        steps.push(oom(value));
+        steps.push(Action::OomScoreAdj { value }.into());
     }
     if let Some(name) = context
         .spec
@@ -409,42 +416,15 @@ fn begin(context: &Context<'_>, process: &SpecProcess) -> Result<Vec<Step>> {
 pub(super) fn keyring(id: &str, user_namespace: bool, label: Option<String>) -> Step {
     const OTHER_SEARCH: u32 = 0x08;
     const USER_SEARCH: u32 = 0x08_0000;
-    Step {
-        action: Action::SessionKeyring {
-            name: format!("_ses.{id}"),
-            search: match user_namespace {
-                true => OTHER_SEARCH,
-                false => USER_SEARCH,
-            },
-            label,
+    Action::SessionKeyring {
+        name: format!("_ses.{id}"),
+        search: match user_namespace {
+            true => OTHER_SEARCH,
+            false => USER_SEARCH,
         },
-        otherwise: vec![Otherwise {
-            on: vec![ENOSYS, EPERM, EACCES],
-            action: None,
-            feature: "a session keyring of its own".into(),
-            fallback: "left out: the key calls are not to be had here".into(),
-            remedy: "--no-new-keyring says that this is meant".into(),
-        }],
+        label,
     }
-}
-
-/// What is lost when the OOM score cannot be set: in the step that the child does, and where the
-/// parent sets it for a child in a user namespace.
-pub fn oom_otherwise(value: i32) -> Otherwise {
-    Otherwise {
-        on: vec![EACCES, EPERM],
-        action: None,
-        feature: format!("process.oomScoreAdj {value}"),
-        fallback: "clamped: it stays what it is, because lowering needs a privilege".into(),
-        remedy: "run isorun with CAP_SYS_RESOURCE, or ask for a higher value".into(),
-    }
-}
-
-fn oom(value: i32) -> Step {
-    Step {
-        action: Action::OomScoreAdj { value },
-        otherwise: vec![oom_otherwise(value)],
-    }
+    .into()
 }
 
 fn around_hooks(hooks: &Stages) -> Vec<Step> {
@@ -502,12 +482,18 @@ pub(super) fn to_the_program(
     // child tries again as the user. Before the filter, which may deny chdir and getcwd: what was seen to
     // be inside the root stays so, for nothing enters another directory after it.
     steps.push(Action::Chdir { path: cwd }.into());
-    if !no_new_privs && let Some(program) = filter {
-        steps.push(seccomp(program));
+    let identity = identity(linux, process, privilege)?;
+    let caps = &identity.caps;
+    let asked = caps.effective | caps.permitted | caps.inheritable;
+    if asked != 0 {
+        steps.push(Action::Capabilities { asked }.into());
     }
-    steps.push(Action::Identity(identity(linux, process, privilege)?).into());
-    if no_new_privs && let Some(program) = filter {
-        steps.push(seccomp(program));
+    if !no_new_privs && filter.is_some() {
+        steps.push(Action::Seccomp.into());
+    }
+    steps.push(Action::Identity(identity).into());
+    if no_new_privs && filter.is_some() {
+        steps.push(Action::Seccomp.into());
     }
     steps.push(Action::AwaitStart.into());
     if !start_container.is_empty() {
@@ -524,45 +510,15 @@ pub(super) fn to_the_program(
     Ok(steps)
 }
 
-/// LOG only tells, and SPEC_ALLOW only asks for speed: a kernel that lacks them filters all the same.
-fn seccomp(program: &Program) -> Step {
-    let mut step = Step::from(Action::Seccomp);
-    if program.flags & (FLAG_LOG | FLAG_SPEC_ALLOW) != 0 {
-        step.otherwise.push(Otherwise {
-            on: vec![libc::EINVAL],
-            action: Some(Action::SeccompWithoutFlags),
-            feature: "the seccomp flags LOG and SPEC_ALLOW".into(),
-            fallback: "the filter is loaded without them".into(),
-            remedy: "a kernel from 4.17 on has both".into(),
-        });
-    }
-    step
-}
-
 fn rlimit(limit: &oci_spec::runtime::PosixRlimit) -> Step {
     let (resource, name) = names::rlimit(limit.typ());
-    let (name, soft, hard) = (name.to_string(), limit.soft(), limit.hard());
-    Step {
-        otherwise: vec![Otherwise {
-            on: vec![EPERM],
-            action: Some(Action::ClampedRlimit {
-                name: name.clone(),
-                resource,
-                soft,
-                hard,
-            }),
-            feature: format!("{name} {soft}:{hard}"),
-            fallback: "clamped to the hard limit that isorun itself has".into(),
-            remedy: "run isorun with CAP_SYS_RESOURCE, or raise the hard limit of its caller"
-                .into(),
-        }],
-        action: Action::Rlimit {
-            name,
-            resource,
-            soft,
-            hard,
-        },
+    Action::Rlimit {
+        name: name.to_string(),
+        resource,
+        soft: limit.soft(),
+        hard: limit.hard(),
     }
+    .into()
 }
 
 fn identity(linux: &Linux, process: &SpecProcess, privilege: Privilege) -> Result<Identity> {

@@ -2,7 +2,8 @@
 
 use oci_spec::runtime::{Process as SpecProcess, Spec};
 
-use super::build::{id_map, keyring, namespaces, pair, to_the_program};
+use super::build::{id_map, keyring, namespaces, new_namespaces, pair, to_the_program};
+use super::degrade::{self, Facts};
 use super::step::{Action, Birth, IdMap, Process, Step};
 use super::{Asked, LabelKind, Plan, labels};
 use crate::cgroup::{CgroupPlan, Mode};
@@ -12,7 +13,7 @@ use crate::spec::{cpus, names};
 use crate::sys::sched::CpuMask;
 
 /// How a further process comes into the container.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Join {
     /// CLONE_NEW* bits of the namespaces that the container has for itself.
     pub namespaces: u64,
@@ -22,7 +23,7 @@ pub struct Join {
     /// Hard limits to be raised before the user namespace is joined: afterwards none can be.
     pub raise_limits: Vec<(u32, u64)>,
     /// The OOM badness, set before that for the same reason.
-    pub oom_score_adj: Option<i32>,
+    pub oom_score_adj: Option<Step>,
     /// Labels of the program, given while /proc is the host's.
     pub labels: Vec<(LabelKind, String)>,
     /// The label of the session keyring, if one is made.
@@ -83,6 +84,16 @@ pub fn exec(
         seccomp.as_ref(),
     )?);
     let kinds = namespaces(linux);
+    let facts = Facts {
+        made: new_namespaces(linux),
+        joined: kinds & !new_namespaces(linux),
+        nested: privilege.user_namespace,
+        root: privilege.euid == 0,
+        filter_flags: seccomp.as_ref().map_or(0, |program| program.flags),
+    };
+    // Asked for already by who has looked at the container's record.
+    let level = asked.degrade;
+    degrade::arm(steps.iter_mut(), &facts, level);
     let user = kinds & libc::CLONE_NEWUSER as u64 != 0;
     let has_root = |map: &[IdMap]| map.iter().any(|line| line.inside == 0);
     let limits = process.rlimits().iter().flatten();
@@ -99,7 +110,9 @@ pub fn exec(
         } else {
             Vec::new()
         },
-        oom_score_adj: process.oom_score_adj(),
+        oom_score_adj: process
+            .oom_score_adj()
+            .map(|value| Step::armed(Action::OomScoreAdj { value }, &facts, level)),
         labels: labels::process(&process)
             .into_iter()
             .filter_map(|step| match step.action {
@@ -127,6 +140,8 @@ pub fn exec(
             ignored: Vec::new(),
         },
         rdt: None,
+        level,
+        degradations: Vec::new(),
         birth: Birth::default(),
         shares_mounts: false,
         steps,
@@ -241,7 +256,8 @@ mod tests {
         ));
         // As under runc: it is the process's own, and a file that is silent says no.
         assert!(!all.contains(&Action::NoNewPrivs));
-        assert_eq!(joined.join.oom_score_adj, Some(500));
+        let oom = joined.join.oom_score_adj.map(|step| step.action);
+        assert_eq!(oom, Some(Action::OomScoreAdj { value: 500 }));
         assert!(!joined.join.becomes_root, "gid 0 is not mapped");
         assert_eq!(joined.join.raise_limits.len(), 1);
         let user = libc::CLONE_NEWUSER as u64;

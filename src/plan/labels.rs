@@ -4,9 +4,11 @@
 use oci_spec::runtime::{Linux, Process as SpecProcess};
 use serde::{Deserialize, Serialize};
 
+use super::degrade::Feature;
 use super::step::{Action, Mount, MountKind, Step};
 use crate::error::{Error, Result};
 use crate::host::Lsm;
+use crate::policy::Level;
 
 /// Whose label it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,13 +28,16 @@ fn set(label: &Option<String>) -> Option<&String> {
 ///
 /// # Errors
 /// The field of the label that needs a security module which is not there, with runc's words.
-pub fn check(linux: &Linux, process: &SpecProcess, lsm: &Lsm) -> Result<()> {
+pub fn check(linux: &Linux, process: &SpecProcess, lsm: &Lsm, level: Level) -> Result<()> {
     if set(process.apparmor_profile()).is_some() && !lsm.apparmor {
-        return Err(Error::spec(
+        let row = Feature::Apparmor.row();
+        let error = Error::spec(
             "process.apparmorProfile",
             "apparmor: config provided but apparmor not supported by this host",
-        )
-        .remedy("leave it out, or enable AppArmor"));
+        );
+        // What would make up for it is not there yet, so that no level allows it.
+        let refusal = row.refusal(level).unwrap_or_default();
+        return Err(error.also(row.remedy).also(&refusal));
     }
     for (field, label) in [
         ("process.selinuxLabel", process.selinux_label()),
@@ -143,7 +148,7 @@ mod tests {
         };
         let plain = Linux::default();
         let field = |linux: &Linux, process: &SpecProcess, lsm: &Lsm| {
-            check(linux, process, lsm).err().map(|error| {
+            check(linux, process, lsm, Level::Any).err().map(|error| {
                 error
                     .to_string()
                     .split(':')

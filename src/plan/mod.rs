@@ -5,9 +5,10 @@
 //! files by the tests, and executed by the engine.
 
 mod build;
-mod degrade;
+pub mod degrade;
 mod exec;
 pub mod labels;
+mod limits;
 mod mounts;
 mod net;
 mod print;
@@ -20,7 +21,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use build::{build, oom_otherwise};
+pub use build::build;
+pub use degrade::{Feature, Lost};
 pub use exec::{Join, Joined, exec};
 pub use labels::LabelKind;
 pub use mounts::OVER_PROC;
@@ -29,10 +31,11 @@ pub use rdt::Rdt;
 pub use schedule::{MemoryPolicy, Scheduling};
 pub use step::{
     Action, Birth, CapSets, Degradation, Device, Existing, HostHooks, IdMap, IdMapping, Identity,
-    Mount, MountKind, NetDevice, Otherwise, Process, Step,
+    Mount, MountKind, NetDevice, NodeAsked, Otherwise, Process, Refused, Step,
 };
 
 use crate::cgroup::CgroupPlan;
+use crate::policy::Level;
 use crate::seccomp::Program;
 
 /// What the command line asks for beside the bundle.
@@ -52,6 +55,11 @@ pub struct Asked {
     pub rootless: Option<bool>,
     /// `--systemd-cgroup`: systemd makes the cgroup.
     pub systemd_cgroup: bool,
+    /// How much may be lost, as far as this host is concerned: the container's annotation may make it
+    /// stricter.
+    pub degrade: Level,
+    /// What births that failed have shown not to be there.
+    pub without: Vec<Lost>,
 }
 
 /// A container, planned.
@@ -74,6 +82,12 @@ pub struct Plan {
     /// The group of resctrl.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rdt: Option<Rdt>,
+    /// How much may be lost.
+    #[serde(default)]
+    pub level: Level,
+    /// What is lost already, known before anything is done.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub degradations: Vec<Degradation>,
     /// How the first process is born.
     pub birth: Birth,
     /// It has no mount namespace: its mounts are its caller's (docs/decisions/0010).

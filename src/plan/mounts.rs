@@ -5,9 +5,8 @@ use std::path::Path;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Mount as SpecMount, Process as SpecProcess};
 
 use super::build::{Context, below, id_map};
-use super::degrade;
 use super::labels;
-use super::step::{Action, Device, IdMapping, Mount, MountKind, Otherwise, Step};
+use super::step::{Action, Device, IdMapping, Mount, MountKind, NodeAsked, Step};
 use crate::cgroup;
 use crate::error::{Error, Result};
 use crate::spec::mounts::{IdMap, MountOptions, PropagationKind, parse_mount, propagation};
@@ -206,15 +205,12 @@ fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
         return Ok(Action::MountCgroup {
             mount: planned,
             view,
+            // Without a namespace of its own it sees the host's tree either way.
+            or_bind: !namespace,
         }
         .into());
     }
-    let mut step = Step::from(Action::Mount(planned.clone()));
-    if !options.bind && !options.remount {
-        step.otherwise
-            .extend(degrade::fresh_mount(context, &planned, &fstype));
-    }
-    Ok(step)
+    Ok(Action::Mount(planned).into())
 }
 
 /// The maps that a mount shows owners through: its own, or the container's where an option asks for
@@ -305,38 +301,45 @@ fn devices(context: &Context<'_>) -> Vec<Step> {
         uid: 0,
         gid: 0,
     };
-    let listed: Vec<Device> = context
+    let listed: Vec<(Device, NodeAsked)> = context
         .linux
         .devices()
         .iter()
         .flatten()
-        .map(device)
+        .map(|listed| (device(listed), asked(listed)))
         // The container's ptmx is that of its devpts, a link: a node would open the host's.
-        .filter(|device| resolved(&device.path) != "/dev/ptmx")
+        .filter(|(device, _)| resolved(&device.path) != "/dev/ptmx")
         .collect();
-    let named = |path: &str| listed.iter().any(|device| resolved(&device.path) == path);
-    let defaults = DEFAULT_DEVICES.map(default);
-    let all = defaults.into_iter().filter(|device| !named(&device.path));
+    let named = |path: &str| {
+        listed
+            .iter()
+            .any(|(device, _)| resolved(&device.path) == path)
+    };
+    let defaults = DEFAULT_DEVICES.map(|entry| (default(entry), NodeAsked::default()));
+    let all = defaults
+        .into_iter()
+        .filter(|(device, _)| !named(&device.path));
     let no_nodes = context.without_host_root();
     all.chain(listed.iter().cloned())
-        .map(|device| match no_nodes {
-            // The kernel makes no nodes in a user namespace, so there is nothing to try.
-            true => Action::BindDevice(device).into(),
-            false => Step {
-                otherwise: vec![bound(&device)],
-                action: Action::Device(device),
-            },
+        .map(|(device, asked)| match no_nodes {
+            // The kernel makes no nodes in a user namespace, so there is nothing to try; and the
+            // specification leaves it to the runtime how devices get there, so that nothing is lost
+            // unless the host's node is another than the one that is asked for.
+            true => Action::BindDevice {
+                device,
+                exact: Some(asked),
+            }
+            .into(),
+            false => Action::Device(device).into(),
         })
         .collect()
 }
 
-fn bound(device: &Device) -> Otherwise {
-    Otherwise {
-        on: vec![libc::EPERM, libc::ENOSYS],
-        action: Some(Action::BindDevice(device.clone())),
-        feature: format!("the device node {}", device.path),
-        fallback: "a bind mount of the host's node, with the host's owner and mode".into(),
-        remedy: "run isorun with CAP_MKNOD, outside of a user namespace".into(),
+fn asked(device: &LinuxDevice) -> NodeAsked {
+    NodeAsked {
+        mode: device.file_mode().map(|mode| mode & 0o7777),
+        uid: device.uid(),
+        gid: device.gid(),
     }
 }
 

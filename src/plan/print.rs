@@ -18,6 +18,10 @@ fn write_plan(out: &mut String, plan: &Plan) -> std::fmt::Result {
     writeln!(out, "bundle     {}", plan.bundle.display())?;
     writeln!(out, "rootfs     {}", plan.rootfs.display())?;
     writeln!(out, "program    {}", plan.process.args.join(" "))?;
+    writeln!(out, "degrade    {}", plan.level)?;
+    for lost in &plan.degradations {
+        writeln!(out, "  {lost}")?;
+    }
     writeln!(out, "\nparent")?;
     if let Some(scope) = &plan.cgroup.scope {
         writeln!(out, "  systemd    {} in {}", scope.unit, scope.slice)?;
@@ -94,6 +98,11 @@ fn write_plan(out: &mut String, plan: &Plan) -> std::fmt::Result {
             let names: Vec<String> = way.on.iter().map(|code| errno_name(*code)).collect();
             writeln!(out, "        on {}: {}", names.join(", "), way.fallback)?;
         }
+        for way in &step.refused {
+            let names: Vec<String> = way.on.iter().map(|code| errno_name(*code)).collect();
+            let why = way.row.row().refusal(plan.level).unwrap_or_default();
+            writeln!(out, "        on {}: an error: {why}", names.join(", "))?;
+        }
     }
     Ok(())
 }
@@ -147,7 +156,8 @@ fn describe(step: &Step, plan: &Plan) -> String {
         Action::MountCgroup { mount, .. } => {
             format!("mount cgroup on {}{}", mount.target, flags(mount))
         }
-        Action::BindSys { mount, .. } => describe_mount(mount),
+        Action::BindSys { mount, .. } | Action::BindProc { mount } => describe_mount(mount),
+        Action::ShmDirectory { mount } => format!("directory {}{}", mount.target, flags(mount)),
         Action::Device(device) => {
             let (major, minor) = (device.major, device.minor);
             format!(
@@ -155,7 +165,7 @@ fn describe(step: &Step, plan: &Plan) -> String {
                 device.path, device.mode
             )
         }
-        Action::BindDevice(device) => format!("device {} from the host", device.path),
+        Action::BindDevice { device, .. } => format!("device {} from the host", device.path),
         Action::DevLinks { links } => {
             let names: Vec<&str> = links.iter().map(|(path, _)| path.as_str()).collect();
             format!("links {}", names.join(" "))
@@ -194,6 +204,9 @@ fn describe(step: &Step, plan: &Plan) -> String {
             ),
             None => "seccomp filter".into(),
         },
+        Action::Capabilities { asked } => {
+            format!("look for capabilities {}", list(&capability_names(*asked)))
+        }
         Action::Identity(identity) => format!(
             "user {}:{}, groups {:?}, capabilities {}",
             identity.uid,

@@ -6,7 +6,7 @@ use oci_spec::runtime::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::step::{Action, Otherwise, Step};
+use super::step::{Action, Step};
 use crate::spec::{cpus, names};
 
 /// Policy and parameters of sched_setattr(2).
@@ -55,16 +55,7 @@ fn is_zero(n: &u64) -> bool {
 /// The first process runs on all CPUs of its cpuset, whatever its caller was pinned to: since Linux
 /// 6.2 joining a cpuset does not widen an affinity that somebody has set.
 pub(super) fn all_cpus() -> Step {
-    Step {
-        action: Action::AllCpus,
-        otherwise: vec![Otherwise {
-            on: vec![libc::EINVAL, libc::EPERM, libc::ENOSYS],
-            action: None,
-            feature: "a CPU affinity of its own".into(),
-            fallback: "the container has that of the runtime's caller".into(),
-            remedy: String::new(),
-        }],
-    }
+    Action::AllCpus.into()
 }
 
 /// Steps for what config.json asks for: scheduler, I/O priority, personality. They come before the

@@ -9,10 +9,10 @@ use std::path::PathBuf;
 use oci_spec::runtime::Hook;
 use serde::{Deserialize, Serialize};
 
+use super::degrade::Feature;
 use super::labels::LabelKind;
 use super::schedule::{MemoryPolicy, Scheduling};
 use crate::cgroup::MountView;
-use crate::error::Error;
 
 /// A step with the ways to go on when the host refuses it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,6 +23,9 @@ pub struct Step {
     /// Tried in order: the first whose errnos hold the failure's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub otherwise: Vec<Otherwise>,
+    /// Ways that there would be, and that the level does not allow: for the error.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<Refused>,
 }
 
 impl From<Action> for Step {
@@ -30,6 +33,7 @@ impl From<Action> for Step {
         Self {
             action,
             otherwise: Vec::new(),
+            refused: Vec::new(),
         }
     }
 }
@@ -37,6 +41,8 @@ impl From<Action> for Step {
 /// One allowed way to go on after a failure: a degradation, always reported.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Otherwise {
+    /// The row of the table.
+    pub row: Feature,
     /// The errnos that call for it.
     pub on: Vec<i32>,
     /// What to do in place of the step; nothing: leave it out.
@@ -50,30 +56,33 @@ pub struct Otherwise {
     pub remedy: String,
 }
 
-impl Otherwise {
-    /// The report of this way being taken after the failure `error`.
-    pub fn taken(&self, error: &Error) -> Degradation {
-        Degradation {
-            feature: self.feature.clone(),
-            reason: error.to_string(),
-            errno: error.errno().map_or(0, |errno| errno as i32),
-            fallback: self.fallback.clone(),
-            remedy: self.remedy.clone(),
-        }
-    }
+/// A way to go on that the level does not allow.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Refused {
+    /// The row of the table.
+    pub row: Feature,
+    /// The errnos that would call for it.
+    pub on: Vec<i32>,
+    /// How the host can be made to allow the step itself.
+    pub remedy: String,
 }
 
 /// What the host refused and what isorun did in its place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Degradation {
+    /// The row of the table.
+    pub row: Feature,
     /// What is lost.
     pub feature: String,
     /// The step that failed, as a sentence.
     pub reason: String,
-    /// The errno of the failure.
+    /// The errno of the failure; 0: it was known before anything was tried.
     pub errno: i32,
     /// What took its place.
     pub fallback: String,
+    /// What isorun did to make up for it; empty: nothing had to be done.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub compensation: String,
     /// How the host can be made to allow it.
     pub remedy: String,
 }
@@ -85,6 +94,9 @@ impl std::fmt::Display for Degradation {
             "degraded: {}: {}; {}",
             self.feature, self.reason, self.fallback
         )?;
+        if !self.compensation.is_empty() {
+            write!(f, "; {}", self.compensation)?;
+        }
         if !self.remedy.is_empty() {
             write!(f, "; {}", self.remedy)?;
         }
@@ -195,6 +207,9 @@ pub enum Action {
         mount: Mount,
         /// The hierarchies.
         view: MountView,
+        /// A hierarchy that cannot be mounted is bound; otherwise that is a failure.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        or_bind: bool,
     },
     /// The host's sysfs as a read-only bind mount, where none of its own can be had.
     BindSys {
@@ -203,10 +218,27 @@ pub enum Action {
         /// Paths in the container that are hidden then.
         hidden: Vec<String>,
     },
+    /// The procfs that is there as a read-only bind mount, where no new one can be had.
+    BindProc {
+        /// The bind mount.
+        mount: Mount,
+    },
+    /// A directory in the place of the tmpfs of /dev/shm.
+    ShmDirectory {
+        /// The tmpfs that was wanted.
+        mount: Mount,
+    },
     /// A device node.
     Device(Device),
-    /// A device node as a bind mount of the host's, where nodes cannot be made.
-    BindDevice(Device),
+    /// A device node as a read-only bind mount of the host's, where nodes cannot be made.
+    BindDevice {
+        /// The node.
+        #[serde(flatten)]
+        device: Device,
+        /// What the host's node has to be like; absent: as it is, and differences are told.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        exact: Option<NodeAsked>,
+    },
     /// The symbolic links of /dev: (path, where it points).
     DevLinks {
         /// Path and target.
@@ -302,7 +334,12 @@ pub enum Action {
     Seccomp,
     /// The same without the flags that an older kernel lacks: LOG and SPEC_ALLOW.
     SeccompWithoutFlags,
-    /// User, groups and capabilities.
+    /// Looks whether the runtime has the capabilities that the program is to get.
+    Capabilities {
+        /// Their mask.
+        asked: u64,
+    },
+    /// User, groups and capabilities, of which those that the runtime has not are left out.
     Identity(Identity),
     /// The working directory, checked to be inside the root.
     Chdir {
@@ -433,6 +470,27 @@ pub struct NetDevice {
     pub inside: String,
 }
 
+/// What config.json says about a device node beside its number.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeAsked {
+    /// Permission bits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<u32>,
+    /// Owner, in the container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// Group, in the container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
+}
+
+impl NodeAsked {
+    /// It says nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// User, groups and capabilities of the process.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
@@ -484,7 +542,7 @@ pub struct Existing {
 }
 
 /// How the first process is born.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Birth {
     /// The kinds that clone3 makes, by name.
     pub namespaces: Vec<String>,
@@ -515,9 +573,9 @@ pub struct Birth {
     /// Hard limits that the parent raises, because a process in a new user namespace may not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub raise_limits: Vec<(u32, u64)>,
-    /// OOM badness that the parent sets, likewise.
+    /// OOM badness that the parent sets, likewise: a step of the kind [`Action::OomScoreAdj`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub oom_score_adj: Option<i32>,
+    pub oom_score_adj: Option<Step>,
 }
 
 /// What is executed.

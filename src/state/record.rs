@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::process;
 use crate::cgroup::Placed;
 use crate::error::{Error, Kind, Result};
+use crate::policy::Level;
 
 /// The version of the format that this isorun writes. Fields may be added within a version
 /// (readers skip what they do not know); a number goes up when a field changes its meaning.
@@ -138,6 +139,9 @@ pub struct Record {
     /// The mounts that it has in the mount namespace of its caller, where it has none of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mounted: Option<Mounted>,
+    /// How much it may do without.
+    #[serde(default)]
+    pub degrade: Level,
     /// How far the making has come.
     pub phase: Phase,
     /// What the container does without, because the host did not allow it.
@@ -172,6 +176,7 @@ impl Record {
             resources: None,
             no_new_keyring: false,
             mounted: None,
+            degrade: Level::default(),
             phase: Phase::Creating,
             degraded: Vec::new(),
         })

@@ -1,7 +1,8 @@
 // Executes a program under a seccomp filter that answers some system calls with an errno:
-// deny ERRNO NUMBER[,NUMBER...] PROGRAM ARGUMENT...
+// deny ERRNO NUMBER[@INDEX=VALUE][,...] PROGRAM ARGUMENT...
 // What a kernel without the call says (ENOSYS), or a filter such as Docker's (EPERM). Instead of a number,
 // ERRNO may be "kill" (whoever makes the call is killed by SIGSYS) or "hang" (it waits for ever).
+// With @INDEX=VALUE only calls whose argument INDEX (its lower half) is VALUE.
 //
 // With -DERROR=... -DNUMBERS=... -DPROGRAM=... it stands in the place of PROGRAM instead, and passes its
 // own arguments on: integration/deny/run gives it to the suite as the runtime.
@@ -42,6 +43,18 @@ int main(int argc, char **argv) {
 	f[k++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, at);
 	for (char *s = numbers; *s && k < 120;) {
 		long number = strtol(s, &s, 10);
+		if (*s == '@') {
+			long index = strtol(s + 1, &s, 10), value = strtol(s + 1, &s, 10);
+			if (*s == ',')
+				s++;
+			unsigned argument = offsetof(struct seccomp_data, args[0]) + 8 * index;
+			f[k++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, 4);
+			f[k++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, argument);
+			f[k++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, value, 0, 1);
+			f[k++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, action);
+			f[k++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+			continue;
+		}
 		if (*s == ',')
 			s++;
 		// Of mknod and mknodat the device nodes: whoever filters them lets FIFOs pass, as the kernel

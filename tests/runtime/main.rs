@@ -17,6 +17,8 @@ mod capabilities;
 mod captured;
 mod cgroups;
 mod concurrency;
+mod degrade;
+mod degrade_levels;
 mod denied;
 mod descriptors;
 mod devices;

@@ -284,6 +284,21 @@ fn cgroups_only_where_they_are_needed() {
     }
     bundle.assert_gone();
 
+    if runtime().isorun {
+        // Asked for, the container is born again without what may not be made.
+        assert!(
+            limited.stderr.contains("the degradation \"limits\""),
+            "{limited:#?}"
+        );
+        let again = crate::degrade::at(&bundle, "any").ok();
+        let told = again
+            .stderr
+            .matches("degraded: linux.resources.pids")
+            .count();
+        assert_eq!(told, 1, "{again:#?}");
+        assert_eq!(cgroups_named(&bundle.id), Vec::<std::path::PathBuf>::new());
+    }
+
     bundle.unset("/linux/resources");
     let path = format!("/{}path", bundle.id);
     bundle.set("/linux/cgroupsPath", json!(path));

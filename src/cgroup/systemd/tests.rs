@@ -487,6 +487,7 @@ fn a_scope_is_planned() {
     let plan = |systemd, root: bool| {
         let mut plan =
             super::super::plan_scope(Some(&linux), Some(&annotations), "c", &host, systemd)
+                .map(|(plan, _)| plan)
                 .unwrap();
         plan.adapt(!root, true, root);
         plan
