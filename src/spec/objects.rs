@@ -127,6 +127,21 @@ pub(super) fn check(document: &Value, below: &str) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a `process.ioPriority` without a class, which the specification requires: oci-spec 0.10 reads
+/// best effort there, runc and crun refuse it.
+///
+/// # Errors
+/// The path of the class.
+pub(super) fn priority_has_class(priority: Option<&Value>) -> Result<()> {
+    match priority.and_then(Value::as_object) {
+        Some(members) if members.get("class").is_none_or(Value::is_null) => Err(Error::spec(
+            "process.ioPriority.class",
+            "missing: it is IOPRIO_CLASS_RT, IOPRIO_CLASS_BE or IOPRIO_CLASS_IDLE",
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// The path of the first array at a place of `parts`.
 fn array_at(value: &Value, parts: &[&str], path: String) -> Option<String> {
     let Some((part, rest)) = parts.split_first() else {
@@ -185,5 +200,18 @@ mod tests {
         check(&value, "").unwrap();
         assert!(check(&json!({"user": []}), "process.").is_err());
         check(&json!({"args": []}), "process.").unwrap();
+    }
+
+    #[test]
+    fn an_io_priority_needs_its_class() {
+        for wrong in [json!({}), json!({"priority": 1}), json!({"class": null})] {
+            let error = priority_has_class(Some(&wrong)).unwrap_err().to_string();
+            assert!(
+                error.contains("process.ioPriority.class: missing"),
+                "{error}"
+            );
+        }
+        priority_has_class(None).unwrap();
+        priority_has_class(Some(&json!({"class": "IOPRIO_CLASS_RT"}))).unwrap();
     }
 }

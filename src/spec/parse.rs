@@ -4,7 +4,7 @@
 //! engines write for, reads null as "not set"), and if it still fails, the place of the mistake is
 //! turned into a JSON path.
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Process, Spec};
 use serde_ignored::Path;
 use serde_json::Value;
 
@@ -27,8 +27,12 @@ pub fn parse(bytes: &[u8]) -> Result<(Spec, Vec<String>)> {
     // Derived types can be read from arrays, too; the document itself must be an object.
     let first = match typed(bytes) {
         Ok(parsed) if bytes.trim_ascii_start().starts_with(b"{") => {
-            if objects::may_be_arrays(bytes) {
-                objects::check(&serde_json::from_slice(bytes).map_err(plain)?, "")?;
+            let process = parsed.0.process().as_ref();
+            let priority = process.is_some_and(|process| process.io_priority().is_some());
+            if objects::may_be_arrays(bytes) || priority {
+                let value: Value = serde_json::from_slice(bytes).map_err(plain)?;
+                objects::check(&value, "")?;
+                objects::priority_has_class(value.pointer("/process/ioPriority"))?;
             }
             return Ok(parsed);
         }
@@ -52,6 +56,7 @@ pub fn parse(bytes: &[u8]) -> Result<(Spec, Vec<String>)> {
     let text = serde_json::to_vec(&value).map_err(plain)?;
     match typed(&text) {
         Ok((spec, unknown)) => {
+            objects::priority_has_class(value.pointer("/process/ioPriority"))?;
             notes.extend(unknown);
             Ok((spec, notes))
         }
@@ -64,7 +69,7 @@ pub fn parse(bytes: &[u8]) -> Result<(Spec, Vec<String>)> {
 /// # Errors
 ///
 /// As [`parse`], without the path of what is wrong: serde's own words.
-pub fn process(bytes: &[u8]) -> Result<oci_spec::runtime::Process> {
+pub fn process(bytes: &[u8]) -> Result<Process> {
     let wrong = |error: serde_json::Error| Error::new(Kind::Spec, one_line(error.to_string()));
     let mut value: Value = serde_json::from_slice(bytes).map_err(wrong)?;
     objects::check(&value, "process.")?;
@@ -77,6 +82,7 @@ pub fn process(bytes: &[u8]) -> Result<oci_spec::runtime::Process> {
             .entry("user")
             .or_insert_with(|| Value::Object(serde_json::Map::new())),
     };
+    objects::priority_has_class(value.get("ioPriority"))?;
     serde_json::from_value(value).map_err(wrong)
 }
 

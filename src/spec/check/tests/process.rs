@@ -162,6 +162,20 @@ fn process_scheduling() {
             "unknown variant",
         ),
         (
+            &[("/process/ioPriority", json!({"priority": 4}))],
+            "process.ioPriority.class",
+            "missing",
+        ),
+        // As this, and with something that is read on the second pass only.
+        (
+            &[
+                ("/process/ioPriority", json!({"class": null})),
+                ("/process/oomScoreAdj", json!(null)),
+            ],
+            "process.ioPriority.class",
+            "missing",
+        ),
+        (
             &affinity(json!({"initial": "0", "final": "2-1"})),
             "process.execCPUAffinity.final",
             "ends before it begins",
