@@ -197,6 +197,8 @@ static int write_map(pid_t pid, const char *kind)
 
 int hold(const char *directory)
 {
+    // With the shell that keeps the view: who waits for the end of our output would wait for ever.
+    prctl(PR_SET_PDEATHSIG, 9);
     mkdir(directory, 0700);
     // A user namespace, and a network namespace that belongs to it, as in a pod.
     pid_t user = keeper(CLONE_NEWUSER | CLONE_NEWNET, NULL, NULL);

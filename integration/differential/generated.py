@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,8 @@ KINDS = {"valid": generate.valid, "invalid": mutate.invalid, "sequence": sequenc
 QUICK = {"valid": 100, "invalid": 100, "sequence": 45}
 FULL = {"valid": 900, "invalid": 900, "sequence": 400}
 SEED = 1
+# Of cgroup v2: what generated limits need.
+CONTROLLERS = {"cpu", "cpuset", "memory", "pids"}
 # Seconds after which the quick part begins no further cases, on a machine that is busy with other things.
 QUICK_LIMIT = 300
 # Shrinking takes this many cases at most, and tries so often.
@@ -58,6 +61,8 @@ def arguments(argv):
     parser.add_argument("--show", action="store_true", help="print each case of --case and what both say")
     parser.add_argument("--no-shrink", action="store_true", help="leave failures as they are")
     parser.add_argument("--save", metavar="DIR", help="write the small cases into this directory")
+    parser.add_argument("--limit", type=int, metavar="S",
+                        help=f"begin no further cases after S seconds (default: none; {QUICK_LIMIT} with --quick)")
     parser.add_argument("--machine", action="store_true",
                         help="in this machine as it is, with its runc and v2 controllers (the lab)")
     return parser.parse_args(argv)
@@ -79,6 +84,12 @@ def wanted(options):
             cases += [make(options.seed, number, machine=options.machine)
                       for number in range(options.count or counts[kind])]
     return cases
+
+
+def limited(content):
+    """Whether a bundle asks for limits of a controller."""
+    linux = (content.get("config") or {}).get("linux") or {}
+    return any(name != "devices" for name in linux.get("resources") or {})
 
 
 class Runner:
@@ -141,15 +152,17 @@ class Judgement:
         return left
 
     def again(self, case, left):
-        """What still differs after further runs, and what only isorun did otherwise than before."""
+        """What still differs after further runs, and what isorun alone did otherwise than before."""
+        unsteady = []
         for _ in range(2):
             found = self.runner.fields([case], ("isorun", "runc"))
-            now = self.unexplained(case, found)
-            names = {difference[0] for difference in now}
+            names = {difference[0] for difference in self.unexplained(case, found)}
+            gone = [difference for difference in left if difference[0] not in names]
+            unsteady += judge.unsteady(gone, found[0, "isorun"], found[0, "runc"])
             left = [difference for difference in left if difference[0] in names]
             if not left:
-                return []
-        return left
+                break
+        return left + unsteady
 
     def judge(self, case, found, number):
         left = self.unexplained(case, found, number)
@@ -222,7 +235,9 @@ def load():
 
 def main(argv, isorun):
     options = arguments(argv)
-    cases = wanted(options)
+    # Each line as it comes, into a pipe, too.
+    sys.stdout.reconfigure(line_buffering=True)
+    cases, unable = wanted(options), 0
     if os.geteuid():
         sys.exit("differential/run: the runtimes make containers: run it as root")
     if not options.machine:
@@ -235,7 +250,14 @@ def main(argv, isorun):
             skipped = [case for case in cases if case["view"] == "v1"]
             cases = [case for case in cases if case["view"] != "v1"]
             for case in skipped:
+                unable += 1
                 print(f"skipped: {case['name']}: this machine has no v1 controllers")
+    elif missing := CONTROLLERS - set(Path("/sys/fs/cgroup/cgroup.controllers").read_text().split()):
+        skipped = [case for case in cases if any(limited(content) for content in case["bundles"].values())]
+        cases = [case for case in cases if case not in skipped]
+        for case in skipped:
+            unable += 1
+            print(f"skipped: {case['name']}: it has limits, and this machine has no controller {' '.join(sorted(missing))}")
     start = time.monotonic()
     entries = load()
     work = Path(tempfile.mkdtemp(prefix="isorun-generated-"))
@@ -243,16 +265,21 @@ def main(argv, isorun):
     runner = Runner(work, isorun)
     judgement = Judgement(runner, entries, options)
     late = []
+    # Ended by a signal, it still ends what it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("differential/run: ended by SIGTERM"))
+    # An emulated machine is slow: what is known comes soon.
+    size = 10 if options.machine else 40
+    limit = options.limit or (QUICK_LIMIT if options.quick else None)
     try:
         if "ISORUN_PROBE" in os.environ:
             shutil.copy(os.environ["ISORUN_PROBE"], work / "probe")
         else:
             build_probe(work)
-        for at in range(0, len(cases), 40):
-            if options.quick and time.monotonic() - start > QUICK_LIMIT:
+        for at in range(0, len(cases), size):
+            if limit and time.monotonic() - start > limit:
                 late = cases[at:]
                 break
-            batch = cases[at:at + 40]
+            batch = cases[at:at + size]
             found = runner.fields(batch, ("isorun", "runc"))
             for number, case in enumerate(batch):
                 if options.show:
@@ -262,13 +289,16 @@ def main(argv, isorun):
                                  if options.all or re.search(r"exit status|refused|output|left|verdict", name)}
                         print(f"  {runtime}: {json.dumps(words)}")
                 judgement.judge(case, found, number)
+            if options.machine:
+                print(f"{at + len(batch)} of {len(cases)} cases after {time.monotonic() - start:.0f} s")
     finally:
         runner.close()
         shutil.rmtree(work, ignore_errors=True)
     counts = judgement.counts
+    counts["skipped"] += unable
     for case in late:
         counts["skipped"] += 1
-        print(f"skipped: {case['name']}: {QUICK_LIMIT} s were over")
+        print(f"skipped: {case['name']}: {limit} s were over")
     if not (late or options.case or options.kind or options.machine or options.count or options.seed != SEED):
         for entry in stale(entries):
             counts["failed"] += 1

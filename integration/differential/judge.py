@@ -186,6 +186,22 @@ def differences(ours, theirs):
     return found
 
 
+def value_of(found, field):
+    """A runtime's value of a field, as `differences` tells it."""
+    prefix, bar, plain = field.rpartition("| ")
+    if plain == "verdict":
+        refused = prefix + bar + "refused"
+        return "refused: " + found[refused] if refused in found else "taken"
+    return found.get(field, "-")
+
+
+def unsteady(gone, ours, theirs):
+    """Of differences that are not there again: those of a field that isorun changed, and the other runtime did not."""
+    return [(field, f"unsteady: {before!r}, then {value_of(ours, field)!r}", reference)
+            for field, before, reference in gone
+            if value_of(ours, field) != before and value_of(theirs, field) == reference]
+
+
 def reach(value, parts):
     """The values at a path; [] is every element, {} every member."""
     if not parts:

@@ -3,14 +3,21 @@
 
 import copy
 import json
+import os
+import signal
 import sys
+import tempfile
+import time
 import unittest
+from pathlib import Path
+from unittest import mock
 
 import generate
 import judge
 import mutate
 import sequences
 import shrink
+import world
 
 
 class Shrinking(unittest.TestCase):
@@ -32,6 +39,42 @@ class Shrinking(unittest.TestCase):
 
     def test_what_cannot_be_smaller_stays(self):
         self.assertEqual(shrink.shrink(self.CASE, lambda case: False, 1000), self.CASE)
+
+
+class Bounds(unittest.TestCase):
+    """Nothing may wait for ever."""
+
+    def test_a_child_is_waited_for_no_longer_than_that(self):
+        pid = os.fork()
+        if pid == 0:
+            signal.pause()
+            os._exit(1)
+        self.assertIsNone(world.within(pid, 0.05))
+        os.kill(pid, signal.SIGKILL)
+        self.assertEqual(world.within(pid, 5), (pid, signal.SIGKILL))
+
+    def test_a_case_that_hangs_is_ended_and_told(self):
+        class Run:
+            state = "/nothing"
+
+            def __init__(self, case, runtime, worker):
+                self.hangs = case["name"] == "hangs"
+
+            def cgroups(self):
+                return []
+
+            def result(self):
+                time.sleep(60 if self.hangs else 0)
+                return {"fine": True}
+
+        nothing = {"join": lambda pid: None, "alone": lambda: None, "Run": Run}
+        with tempfile.TemporaryDirectory() as work, \
+                mock.patch.multiple(world, CASE_LIMIT=0.3, WORK=Path(work), **nothing):
+            pool = world.Pool("test", 0, os.environ["PATH"], 1)
+            found = dict(pool.run((name, {"name": name}, "true") for name in ("hangs", "ends")))
+            pool.close()
+        self.assertEqual(found["hangs"]["left"], ["everything: it did not end"])
+        self.assertEqual(found["ends"], {"fine": True})
 
 
 class Generating(unittest.TestCase):
@@ -91,6 +134,15 @@ class Judging(unittest.TestCase):
         both = {"exit status": "1", "refused": "other words", "phrases": "", "left behind": "cgroup"}
         self.assertEqual(judge.differences(both, theirs), [("left behind", "cgroup", "")])
         self.assertEqual(judge.differences(theirs, theirs), [])
+
+    def test_what_isorun_alone_changes_is_no_race(self):
+        first = [("exit status", "1", "0"), ("umask", "0022", "0002"), ("0 start| verdict", "taken", "refused: x")]
+        ours = {"exit status": "0", "umask": "0022", "0 start| refused": "x"}
+        theirs = {"exit status": "0", "umask": "0022", "0 start| refused": "x"}
+        self.assertEqual(judge.unsteady(first, ours, theirs),
+                         [("exit status", "unsteady: '1', then '0'", "0"),
+                          ("0 start| verdict", "unsteady: 'taken', then 'refused: x'", "refused: x")])
+        self.assertEqual(judge.unsteady(first[1:2], ours, theirs), [])
 
     def test_conditions(self):
         config = {"linux": {"namespaces": [{"type": "user"}, {"type": "pid"}], "seccomp": None}, "mounts": [{"options": ["ro"]}]}

@@ -5,6 +5,7 @@ forks of this program that join its namespaces, so that a case costs what its ru
 A worker takes over what a runtime leaves without a parent, as engines do, and tells what is left at the end.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -23,9 +24,11 @@ CLONE_NEWNS, CLONE_NEWCGROUP = 0x00020000, 0x02000000
 PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG = 36, 1
 MS_PRIVATE, MS_SHARED = 1 << 18, 1 << 20
 LIBC = ctypes.CDLL(None, use_errno=True)
-# One command of a case; foreground programs end by themselves.
-LIMIT = 20
+# Seconds for one command of a case (foreground programs end by themselves), and for a case as a whole.
+LIMIT, CASE_LIMIT = 20, 90
 CHOWNED = 100000
+# Where a view has the directory that is shared with it.
+WORK = Path("/work")
 
 
 def start(work, kind, isorun, enter):
@@ -41,25 +44,47 @@ def start(work, kind, isorun, enter):
         command = [enter, "--work", work, "--", "sh", f"/work/view-{kind}"]
     keeper = subprocess.Popen(command, env={**os.environ, "ISORUN": str(isorun)}, stdin=subprocess.PIPE,
                               stdout=subprocess.DEVNULL, start_new_session=True)
-    for _ in range(3000):
-        if (work / f"keeper-{kind}").exists():
-            return keeper, int((work / f"keeper-{kind}").read_text())
-        if keeper.poll() is not None:
-            break
-        time.sleep(0.01)
+    try:
+        for _ in range(6000):
+            if (work / f"keeper-{kind}").exists():
+                return keeper, int((work / f"keeper-{kind}").read_text())
+            if keeper.poll() is not None:
+                break
+            time.sleep(0.01)
+    except BaseException:
+        stop(keeper)
+        raise
     stop(keeper)
     raise RuntimeError(f"the {kind} view could not be made (exit status {keeper.poll()})")
 
 
 def stop(keeper):
-    """Ends a view: its shell reads to the end of its input."""
+    """Ends a view and all that runs in it: its shell reads to the end of its input."""
     keeper.stdin.close()
-    try:
-        keeper.wait(10)
-    except subprocess.TimeoutExpired:
-        # enter cleans up at this signal.
-        keeper.terminate()
-        keeper.wait(30)
+    # enter cleans up at the first of these.
+    for end, seconds in ((lambda: None, 10), (keeper.terminate, 30), (keeper.kill, 5)):
+        end()
+        try:
+            keeper.wait(seconds)
+            break
+        except subprocess.TimeoutExpired:
+            pass
+    # A machine's own view has no one else to clean up after it (view.ON_THE_MACHINE).
+    sweep(Path(f"/sys/fs/cgroup/isorun-generated-{keeper.pid}"))
+
+
+def sweep(top):
+    """Kills what runs in a cgroup of v2 and takes it away with all below, where it is there."""
+    for _ in range(100):
+        if not top.is_dir():
+            return
+        try:
+            (top / "cgroup.kill").write_text("1")
+            for at, _, _ in os.walk(top, topdown=False):
+                os.rmdir(at)
+        except OSError:
+            # What was killed takes a moment to be gone.
+            time.sleep(0.05)
 
 
 def join(pid):
@@ -96,6 +121,7 @@ class Pool:
                 for low, high in zip(kept, kept[1:]):
                     os.closerange(low + 1, high)
                 LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 join(keeper_pid)
                 serve(os.fdopen(down[0]), os.fdopen(up[1], "w"), number, runtimes_path)
                 status = 0
@@ -119,7 +145,10 @@ class Pool:
             busy = {worker["out"]: worker for worker in self.workers if worker["job"] is not None}
             if not busy:
                 return
-            for ready in select.select(list(busy), [], [])[0]:
+            answers = select.select(list(busy), [], [], CASE_LIMIT + 60)[0]
+            if not answers:
+                raise RuntimeError("no worker answers any more: " + ", ".join(str(worker["job"]) for worker in busy.values()))
+            for ready in answers:
                 line = ready.readline()
                 if not line:
                     raise RuntimeError("a worker has ended: see above")
@@ -127,10 +156,13 @@ class Pool:
                 yield key, json.loads(line)
 
     def close(self):
+        """Ends the workers; one that has no job ends at once."""
         for worker in self.workers:
             worker["in"].close()
             worker["out"].close()
-            os.waitpid(worker["pid"], 0)
+            if not within(worker["pid"], 0 if worker["job"] is not None else 5):
+                os.kill(worker["pid"], signal.SIGKILL)
+                os.waitpid(worker["pid"], 0)
 
 
 def serve(jobs, answers, number, path):
@@ -143,20 +175,47 @@ def serve(jobs, answers, number, path):
     os.close(devnull)
     for line in jobs:
         case, runtime = json.loads(line)
+        answer = WORK / f"answer{number}"
         # In a mount namespace of its own: what one case mounts is not there for the next.
         pid = os.fork()
         if pid == 0:
             try:
                 alone()
-                answers.write(json.dumps(Run(case, runtime, number).result()) + "\n")
-                answers.flush()
+                answer.write_text(json.dumps(Run(case, runtime, number).result()) + "\n")
                 os._exit(0)
             except BaseException:  # As above.
                 traceback.print_exc()
             os._exit(1)
-        if os.waitpid(pid, 0)[1]:
+        status = within(pid, CASE_LIMIT)
+        if status is None:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            answer.write_text(json.dumps(abandoned(case, runtime, number)) + "\n")
+        elif status[1]:
             raise RuntimeError(f"{case['name']} under {runtime}: see above")
-        shutil.rmtree(f"/work/g{number}-{runtime}")
+        shutil.rmtree(WORK / f"g{number}-{runtime}", ignore_errors=True)
+        answers.write(answer.read_text())
+        answers.flush()
+
+
+def within(pid, seconds):
+    """What waitpid says of a child that ends in this time, else None."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        return os.waitpid(pid, 0) if select.select([pidfd], [], [], seconds)[0] else None
+    finally:
+        os.close(pidfd)
+
+
+def abandoned(case, runtime, number):
+    """The result of a case that did not end in its time; what runs of it is ended by its cgroups."""
+    run = Run(case, runtime, number)
+    for at in run.cgroups():
+        # Of v1 there is no such file; the view's end takes those away.
+        if os.path.exists(f"{at}/cgroup.kill"):
+            sweep(Path(at))
+    shutil.rmtree(run.state, ignore_errors=True)
+    return {"steps": [], "left": ["everything: it did not end"], "logs": {}, "names": []}
 
 
 def alone():
@@ -192,7 +251,7 @@ class Run:
 
     def __init__(self, case, runtime, worker):
         self.case, self.runtime = case, runtime
-        self.at = Path(f"/work/g{worker}-{runtime}")
+        self.at = WORK / f"g{worker}-{runtime}"
         self.state = f"/run/state-{runtime}-{worker}"
         self.ids = {key: f"is.g{worker}{key}." for key in case["bundles"]}
 
@@ -256,6 +315,10 @@ class Run:
                 break
             time.sleep(0.002)
 
+    def cgroups(self):
+        """The cgroups of this case's containers that are there."""
+        return [at for at, _, _ in os.walk("/sys/fs/cgroup") if any(name in at for name in self.ids.values())]
+
     def left(self, mounts):
         """What is still there, taken away after."""
         found = []
@@ -265,7 +328,7 @@ class Run:
                     found.append("state")
                     self.step("-end", ["delete", "--force", name])
         reap()
-        cgroups = [at for at, _, _ in os.walk("/sys/fs/cgroup") if any(name in at for name in self.ids.values())]
+        cgroups = self.cgroups()
         for path in sorted(cgroups, reverse=True):
             try:
                 kill = Path(path, "cgroup.kill")
@@ -280,8 +343,9 @@ class Run:
         orphans = children()
         for pid in orphans:
             found.append(f"process {read(Path(f'/proc/{pid}/comm')).strip()}")
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
         found += ["mount"] * (mountinfo() != mounts)
         shutil.rmtree(self.state, ignore_errors=True)
         return found
