@@ -49,6 +49,6 @@ pub use oom::OomWatch;
 pub use placed::{Placed, PlacedDir};
 pub use plan::{CgroupPlan, Ignored, PlannedDir, Version, Write, plan, plan_possible, plan_scope};
 pub use readback::Check;
-pub use stats::Stats;
+pub use stats::{CmtStats, IntelRdt, L3CacheInfo, MbmStats, MemBwInfo, Stats};
 pub use systemd::{PROPERTY_ANNOTATIONS, Scope, Systemd, Unit, Value};
 pub use view::{MountView, ViewEntry, mount_view};

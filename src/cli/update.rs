@@ -7,7 +7,7 @@ use oci_spec::runtime::LinuxResources;
 use serde_json::{Map, Value, json};
 
 use super::{Entry, Global, container_id, id_of};
-use crate::engine;
+use crate::engine::{self, Schemata};
 use crate::error::{Error, Kind, Result};
 use crate::exit::Exit;
 use crate::log;
@@ -32,7 +32,8 @@ pub const ENTRY: Entry = Entry {
                     .value_name("FILE")
                     .allow_hyphen_values(true)
                     .help(
-                        "Read linux.resources from this JSON file, - is stdin; no flag counts then",
+                        "Read linux.resources from this JSON file, - is stdin; of the flags only \
+                         those of schemata count then",
                     ),
             )
             .args(flags)
@@ -58,7 +59,7 @@ enum Form {
 
 struct Flag {
     name: &'static str,
-    /// Where it goes in linux.resources.
+    /// Where it goes in linux.resources; empty where it goes somewhere else.
     field: &'static str,
     kind: Form,
     help: &'static str,
@@ -72,6 +73,9 @@ const fn flag(name: &'static str, field: &'static str, kind: Form, help: &'stati
         help,
     }
 }
+
+const L3_CACHE: &str = "l3-cache-schema";
+const MEM_BW: &str = "mem-bw-schema";
 
 const FLAGS: [Flag; 18] = [
     flag(
@@ -160,8 +164,18 @@ const FLAGS: [Flag; 18] = [
     ),
     flag("kernel-memory", "", Form::Obsolete, ""),
     flag("kernel-memory-tcp", "", Form::Obsolete, ""),
-    flag("l3-cache-schema", "", Form::Text, ""),
-    flag("mem-bw-schema", "", Form::Text, ""),
+    flag(
+        L3_CACHE,
+        "",
+        Form::Text,
+        "Schema of the L3 cache, such as L3:0=ff (Intel RDT)",
+    ),
+    flag(
+        MEM_BW,
+        "",
+        Form::Text,
+        "Schema of the memory bandwidth, such as MB:0=20 (Intel RDT)",
+    ),
 ];
 
 fn run(global: &Global, matches: &ArgMatches) -> Result<Exit> {
@@ -173,7 +187,13 @@ fn run(global: &Global, matches: &ArgMatches) -> Result<Exit> {
     };
     let resources: LinuxResources = serde_json::from_value(value)
         .map_err(|error| Error::new(Kind::Spec, format!("linux.resources: {error}")))?;
-    engine::update(&global.store, id, resources)?;
+    // As under runc: these count with a file, too.
+    let schema = |flag: &str| matches.get_one::<String>(flag).cloned();
+    let schemata = Schemata {
+        l3_cache: schema(L3_CACHE),
+        mem_bw: schema(MEM_BW),
+    };
+    engine::update(&global.store, id, resources, &schemata)?;
     Ok(Exit::Success)
 }
 
@@ -227,10 +247,8 @@ fn from_flags(matches: &ArgMatches) -> Result<Value> {
                 ));
                 continue;
             }
-            _ if flag.field.is_empty() => {
-                let sentence = format!("--{}: Intel RDT cannot be updated yet", flag.name);
-                return Err(Error::new(Kind::Usage, sentence));
-            }
+            // Not of linux.resources.
+            _ if flag.field.is_empty() => continue,
             Form::Text => json!(text),
             Form::Unsigned => text
                 .parse::<u64>()

@@ -42,10 +42,18 @@ fn placed(record: &Record) -> Result<Placed> {
 /// What a container has used until now.
 ///
 /// # Errors
-/// `container with id … is not running`; a file of its cgroup that cannot be read.
+/// `container with id … is not running`; a file of its cgroup or of resctrl that cannot be read.
 pub fn stats(store: &Store, id: &str) -> Result<Stats> {
     let record = running(store, id)?;
-    placed(&record)?.stats()
+    used(&record, &placed(&record)?)
+}
+
+fn used(record: &Record, placed: &Placed) -> Result<Stats> {
+    let mut stats = placed.stats()?;
+    if let Some(groups) = &record.resctrl {
+        stats.intel_rdt = super::rdt::stats(groups)?;
+    }
+    Ok(stats)
 }
 
 /// Tells of a container until it has ended, or `tell` says that nobody listens any more: its
@@ -96,7 +104,7 @@ pub fn events(
         }
         if Instant::now() >= next {
             next = Instant::now() + interval;
-            if !tell(Event::Stats(Box::new(placed.stats()?)))? {
+            if !tell(Event::Stats(Box::new(used(&record, &placed)?)))? {
                 return Ok(());
             }
         }

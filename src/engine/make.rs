@@ -294,13 +294,12 @@ impl Making<'_> {
         }
         if let Some(rdt) = rdt {
             // Recorded before it is made, as the cgroup is.
-            let groups = rdt.record();
-            record.resctrl = Some(groups.clone());
-            dir.save(&record)?;
-            let groups = self.resctrl.insert(groups);
-            rdt.make()?;
-            rdt.set_up()?;
-            rdt::enter(groups, pid.as_raw())?;
+            rdt.admit(pid.as_raw(), |groups| {
+                record.resctrl = Some(groups.clone());
+                dir.save(&record)?;
+                self.resctrl = Some(groups.clone());
+                Ok(())
+            })?;
         }
         self.settle(pid, &mut record)?;
         // The child is at work meanwhile: this costs no time.

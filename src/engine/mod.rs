@@ -54,6 +54,7 @@ pub use events::{Event, events, stats};
 pub use exec::{ExecProcess, ExecRequest, exec, reachable};
 pub use lifecycle::{delete, kill, start};
 pub use pause::{pause, processes, resume};
+pub use rdt::Schemata;
 pub use update::update;
 
 use crate::error::{Error, Kind, Result};

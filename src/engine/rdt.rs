@@ -5,11 +5,22 @@
 //! resctrl/            the default group
 //!   schemata tasks info/
 //!   GROUP/            a class of service: closID, or the container's id
-//!     schemata tasks mon_groups/
-//!       ID/tasks      what is measured for the container alone
+//!     schemata tasks mon_data/ mon_groups/
+//!       ID/           what is measured for the container alone
+//!         tasks mon_data/
 //! ```
+//!
+//! Few machines have it. The tests of this module do the kernel's part in a tree of files, and debug
+//! builds take the directory that `ISORUN_TEST_RESCTRL` names for it; a release has no such way.
+
+mod change;
+mod stats;
+#[cfg(test)]
+mod tests;
 
 use std::fs::{self, OpenOptions};
+#[cfg(not(test))]
+use std::fs::{create_dir, remove_dir};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +29,13 @@ use nix::errno::Errno;
 use crate::error::{Error, Result};
 use crate::plan::Rdt;
 use crate::state::Resctrl;
+
+pub use change::{Changed, Schemata, change};
+pub use stats::stats;
+#[cfg(test)]
+use tests::{create_dir, remove_dir};
+
+const FIELD: &str = "linux.intelRdt";
 
 /// A group that has been looked at: what is asked for can be had there, as far as that can be seen.
 pub struct Prepared<'a> {
@@ -33,22 +51,22 @@ pub struct Prepared<'a> {
 /// # Errors
 /// No resctrl; a group that is to be there and is not; one that is there with other schemata.
 pub fn prepare(plan: &Rdt) -> Result<Prepared<'_>> {
-    Prepared::below(plan, find()?)
+    Prepared::below(plan, find(FIELD)?)
 }
 
-/// Where resctrl is mounted.
-fn find() -> Result<PathBuf> {
+/// Where resctrl is mounted; `field` is what wants it.
+fn find(field: &str) -> Result<PathBuf> {
+    #[cfg(debug_assertions)]
+    if let Some(root) = std::env::var_os("ISORUN_TEST_RESCTRL") {
+        return Ok(root.into());
+    }
     let mounts = super::mountinfo::read()
-        .map_err(|error| Error::io("linux.intelRdt: read", "/proc/self/mountinfo", &error))?;
+        .map_err(|error| Error::io(format!("{field}: read"), "/proc/self/mountinfo", &error))?;
     let found = mounts
         .into_iter()
         .find(|mount| mount.kind == "resctrl" && mount.root == "/");
     found.map(|mount| mount.point).ok_or_else(|| {
-        Error::spec(
-            "linux.intelRdt",
-            "no resctrl file system is mounted on this host",
-        )
-        .remedy(
+        Error::spec(field, "no resctrl file system is mounted on this host").remedy(
             "mount -t resctrl resctrl /sys/fs/resctrl; it needs a CPU with RDT (cat_l3, mba or \
              cqm among the flags in /proc/cpuinfo) and CONFIG_X86_CPU_RESCTRL",
         )
@@ -100,7 +118,7 @@ impl<'a> Prepared<'a> {
     }
 
     /// What will be made, and is to be removed again: recorded before it is made.
-    pub fn record(&self) -> Resctrl {
+    fn record(&self) -> Resctrl {
         let monitoring = self
             .plan
             .monitoring
@@ -116,11 +134,24 @@ impl<'a> Prepared<'a> {
         }
     }
 
+    /// Puts the first process of the container into its groups. `keep` gets them before the first one is
+    /// made: from then on they are its to remove, whatever happens here.
+    ///
+    /// # Errors
+    /// What `keep` says; a sentence with the directory or file and the errno.
+    pub fn admit(&self, pid: i32, keep: impl FnOnce(&Resctrl) -> Result<()>) -> Result<()> {
+        let groups = self.record();
+        keep(&groups)?;
+        self.make()?;
+        self.set_up()?;
+        enter(&groups, pid)
+    }
+
     /// Makes the group where it is not there yet.
     ///
     /// # Errors
     /// A sentence with the directory and the errno: ENOSPC when the CPU has no class of service left.
-    pub fn make(&self) -> Result<()> {
+    fn make(&self) -> Result<()> {
         if self.exists {
             return Ok(());
         }
@@ -132,10 +163,10 @@ impl<'a> Prepared<'a> {
     ///
     /// # Errors
     /// A sentence with the file and the errno, and what the kernel says about the schemata.
-    pub fn set_up(&self) -> Result<()> {
+    fn set_up(&self) -> Result<()> {
         let result = self.set_up_group();
         if result.is_err() && !self.exists && self.plan.named {
-            let _ = fs::remove_dir(&self.group);
+            let _ = remove_dir(&self.group);
         }
         result
     }
@@ -144,13 +175,7 @@ impl<'a> Prepared<'a> {
         if (!self.exists || !self.plan.named) && !self.plan.schemata.is_empty() {
             let text = self.plan.schemata.join("\n") + "\n";
             let path = self.group.join("schemata");
-            write(&path, &text).map_err(|error| {
-                let said = fs::read_to_string(self.root.join("info/last_cmd_status"));
-                match said.unwrap_or_default().trim() {
-                    "" | "ok" => error,
-                    said => error.remedy(format!("the kernel says: {said}")),
-                }
-            })?;
+            write(FIELD, &path, &text).map_err(|error| explained(&self.root, error))?;
         }
         match &self.plan.monitoring {
             Some(id) => make_dir(
@@ -169,7 +194,7 @@ impl<'a> Prepared<'a> {
 pub fn enter(groups: &Resctrl, pid: i32) -> Result<()> {
     let text = format!("{pid}\n");
     let mut files = groups.tasks.iter().map(|group| group.join("tasks"));
-    files.try_for_each(|file| write(&file, &text))
+    files.try_for_each(|file| write(FIELD, &file, &text))
 }
 
 /// Removes what was made for the container; what is gone already is fine.
@@ -180,7 +205,7 @@ pub fn remove(groups: &Resctrl) -> Result<()> {
     groups
         .remove
         .iter()
-        .try_for_each(|dir| match fs::remove_dir(dir) {
+        .try_for_each(|dir| match remove_dir(dir) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(
                 "remove the resctrl group",
                 dir.display().to_string(),
@@ -191,7 +216,7 @@ pub fn remove(groups: &Resctrl) -> Result<()> {
 }
 
 fn make_dir(dir: &Path, full: &str) -> Result<()> {
-    match fs::create_dir(dir) {
+    match create_dir(dir) {
         Ok(()) => Ok(()),
         // Somebody was quicker, or the last container of this id left it.
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
@@ -210,13 +235,28 @@ fn make_dir(dir: &Path, full: &str) -> Result<()> {
     }
 }
 
+/// `error` with what the kernel says about the last write to a file of resctrl.
+fn explained(root: &Path, error: Error) -> Error {
+    let said = fs::read_to_string(root.join("info/last_cmd_status"));
+    match said.unwrap_or_default().trim() {
+        "" | "ok" => error,
+        said => error.remedy(format!("the kernel says: {said}")),
+    }
+}
+
 /// Writes to a file of the kernel's, at one stroke. There it is already.
-fn write(path: &Path, text: &str) -> Result<()> {
+fn write(field: &str, path: &Path, text: &str) -> Result<()> {
     OpenOptions::new()
         .write(true)
         .open(path)
         .and_then(|mut file| file.write_all(text.as_bytes()))
-        .map_err(|error| Error::io("linux.intelRdt: write", path.display().to_string(), &error))
+        .map_err(|error| {
+            Error::io(
+                format!("{field}: write"),
+                path.display().to_string(),
+                &error,
+            )
+        })
 }
 
 /// Whether a schemata file has all that a line asks for: `L3:0=ff;1=c0`.
@@ -256,172 +296,4 @@ fn number(resource: &str, value: &str) -> std::result::Result<u128, String> {
         16
     };
     u128::from_str_radix(value, radix).map_err(|_| value.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    //! On a tree of files in the place of resctrl, which few machines have: what the kernel makes in a
-    //! new group (`tasks`, `schemata`, `mon_groups`) the tests make.
-
-    use super::*;
-
-    struct Tree(PathBuf);
-
-    impl Tree {
-        fn new(name: &str) -> Self {
-            let dir =
-                std::env::temp_dir().join(format!("isorun-rdt-{name}-{}", std::process::id()));
-            fs::create_dir_all(dir.join("info")).unwrap();
-            let tree = Self(dir);
-            tree.fill("", "    MB:0=100;1=100\n    L3:0=fffff;1=fffff\n");
-            tree
-        }
-
-        /// Does what the kernel does when a group is made.
-        fn fill(&self, group: &str, schemata: &str) {
-            let dir = self.0.join(group);
-            fs::create_dir_all(dir.join("mon_groups")).unwrap();
-            fs::write(dir.join("schemata"), schemata).unwrap();
-            fs::write(dir.join("tasks"), "").unwrap();
-        }
-
-        /// And when one is removed: what is in it goes.
-        fn empty(&self, group: &str) {
-            for file in ["schemata", "tasks"] {
-                let _ = fs::remove_file(self.0.join(group).join(file));
-            }
-            let _ = fs::remove_dir(self.0.join(group).join("mon_groups"));
-        }
-
-        fn read(&self, path: &str) -> String {
-            fs::read_to_string(self.0.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
-        }
-    }
-
-    impl Drop for Tree {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
-
-    fn plan(group: &str, named: bool, schemata: &[&str], monitoring: bool) -> Rdt {
-        Rdt {
-            group: group.into(),
-            named,
-            schemata: schemata.iter().map(|line| (*line).to_string()).collect(),
-            monitoring: monitoring.then(|| "box".into()),
-        }
-    }
-
-    #[test]
-    fn a_group_of_its_own_is_made_filled_and_removed() {
-        let tree = Tree::new("own");
-        let plan = plan("box", false, &["L3:0=f", "MB:0=20"], true);
-        let prepared = Prepared::below(&plan, tree.0.clone()).unwrap();
-        let record = prepared.record();
-        prepared.make().unwrap();
-        tree.fill("box", "");
-        prepared.set_up().unwrap();
-        assert_eq!(tree.read("box/schemata"), "L3:0=f\nMB:0=20\n");
-        fs::write(tree.0.join("box/mon_groups/box/tasks"), "").unwrap();
-        enter(&record, 4711).unwrap();
-        assert_eq!(tree.read("box/tasks"), "4711\n");
-        assert_eq!(tree.read("box/mon_groups/box/tasks"), "4711\n");
-        fs::remove_file(tree.0.join("box/mon_groups/box/tasks")).unwrap();
-        // The monitoring group first: the other one is around it.
-        let error = remove(&record).unwrap_err();
-        assert_eq!(error.errno(), Some(Errno::ENOTEMPTY), "{error}");
-        assert!(!tree.0.join("box/mon_groups/box").exists());
-        tree.empty("box");
-        remove(&record).unwrap();
-        assert!(!tree.0.join("box").exists());
-        remove(&record).unwrap();
-    }
-
-    #[test]
-    fn a_named_group_that_is_there_is_used_and_stays() {
-        let tree = Tree::new("named");
-        tree.fill("gold", "    MB:0=20;1=70\n    L3:0=007f0;1=0001f\n");
-        for lines in [
-            &[][..],
-            &["L3:0=7f0;1=1f"],
-            &["L3:1=1F", "MB: 0 = 20 ;"],
-            &["MB:1=70;0=20"],
-        ] {
-            let plan = plan("gold", true, lines, false);
-            let prepared = Prepared::below(&plan, tree.0.clone()).unwrap();
-            let before = tree.read("gold/schemata");
-            prepared.make().unwrap();
-            prepared.set_up().unwrap();
-            assert_eq!(tree.read("gold/schemata"), before, "nobody may write it");
-            assert_eq!(prepared.record().remove, Vec::<PathBuf>::new());
-            assert_eq!(prepared.record().tasks, [tree.0.join("gold")]);
-        }
-        for line in [
-            "L3:0=7f1",
-            "L3:2=7f0",
-            "MB:0=30",
-            "L2:0=f",
-            "L3:0=7f0;1=ff",
-            "nonsense",
-        ] {
-            let plan = plan("gold", true, &[line], false);
-            let error = Prepared::below(&plan, tree.0.clone()).err().unwrap();
-            assert!(
-                error.to_string().contains("there already"),
-                "{line}: {error}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_named_group_without_schemata_must_be_there() {
-        let tree = Tree::new("missing");
-        let missing = plan("gold", true, &[], true);
-        let error = Prepared::below(&missing, tree.0.clone()).err().unwrap();
-        assert!(
-            error
-                .to_string()
-                .contains("linux.intelRdt.closID: there is no group"),
-            "{error}"
-        );
-        assert!(!tree.0.join("gold").exists());
-        // The default group, whose directory is resctrl's own.
-        let root = plan("", true, &[], true);
-        let prepared = Prepared::below(&root, tree.0.clone()).unwrap();
-        prepared.make().unwrap();
-        prepared.set_up().unwrap();
-        assert_eq!(prepared.record().remove, [tree.0.join("mon_groups/box")]);
-        remove(&prepared.record()).unwrap();
-        assert!(tree.0.join("schemata").exists());
-    }
-
-    #[test]
-    fn what_the_kernel_says_about_schemata_is_told_and_a_new_group_goes() {
-        let tree = Tree::new("refused");
-        fs::write(tree.0.join("info/last_cmd_status"), "Mask out of range\n").unwrap();
-        let plan = plan("gold", true, &["L3:0=fffffff"], false);
-        let prepared = Prepared::below(&plan, tree.0.clone()).unwrap();
-        prepared.make().unwrap();
-        // No schemata file in the new group: the write fails.
-        let error = prepared.set_up().unwrap_err().to_string();
-        assert!(
-            error.contains("the kernel says: Mask out of range"),
-            "{error}"
-        );
-        assert!(error.contains("gold/schemata: ENOENT"), "{error}");
-        assert!(!tree.0.join("gold").exists(), "it was made for nothing");
-    }
-
-    #[test]
-    fn a_group_that_was_there_under_the_containers_id_stays() {
-        let tree = Tree::new("id");
-        tree.fill("box", "L3:0=1\n");
-        let plan = plan("box", false, &["L3:0=3"], false);
-        let prepared = Prepared::below(&plan, tree.0.clone()).unwrap();
-        prepared.make().unwrap();
-        prepared.set_up().unwrap();
-        assert_eq!(tree.read("box/schemata"), "L3:0=3\n");
-        assert_eq!(prepared.record().remove, Vec::<PathBuf>::new());
-    }
 }

@@ -2,15 +2,16 @@
 
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 
+use super::rdt::{self, Schemata};
 use crate::error::{Error, Kind, Result};
 use crate::log;
 use crate::state::{Record, Status, Store};
 
-/// Puts `asked` in force; what it does not name stays as it is.
+/// Puts `asked` and `schemata` in force; what they do not name stays as it is.
 ///
 /// # Errors
 /// `container not running`; the limit that is refused: the old ones are in force then.
-pub fn update(store: &Store, id: &str, asked: LinuxResources) -> Result<()> {
+pub fn update(store: &Store, id: &str, asked: LinuxResources, schemata: &Schemata) -> Result<()> {
     let dir = store.open(id)?;
     let mut record = store.peek(id)?;
     if record.status(dir.path()) == Status::Stopped {
@@ -28,7 +29,11 @@ pub fn update(store: &Store, id: &str, asked: LinuxResources) -> Result<()> {
         );
         merged.set_devices(None);
     }
-    placed.update(merged.clone(), &base)?;
+    let changed = rdt::change(schemata, &record)?;
+    placed.update(merged.clone(), &base).inspect_err(|_| {
+        let back = changed.as_ref().map_or(Ok(()), rdt::Changed::back);
+        back.unwrap_or_else(|error| log::warning(&format!("after a refused limit: {error}")));
+    })?;
     // What a later update may depend on.
     if merged.memory().is_some() {
         base.set_memory(*merged.memory());

@@ -27,7 +27,7 @@ pub use exec::{Join, Joined, exec};
 pub use labels::LabelKind;
 pub use mounts::OVER_PROC;
 pub use print::text;
-pub use rdt::Rdt;
+pub use rdt::{Rdt, schema_lines};
 pub use schedule::{MemoryPolicy, Scheduling};
 pub use step::{
     Action, Birth, CapSets, Degradation, Device, Existing, HostHooks, IdMap, IdMapping, Identity,

@@ -19,20 +19,29 @@ pub struct Rdt {
     pub monitoring: Option<String>,
 }
 
+/// The lines for a schemata file that l3CacheSchema and memBwSchema ask for, or the flags of `update`.
+#[must_use]
+pub fn schema_lines(l3_cache: Option<&str>, mem_bw: Option<&str>) -> Vec<String> {
+    let bandwidth = mem_bw.filter(|schema| !schema.is_empty());
+    let lines = l3_cache.unwrap_or_default().lines();
+    // Up to 1.2 of the specification: what memBwSchema says takes the place of these.
+    let dropped = |line: &str| line.is_empty() || bandwidth.is_some() && line.starts_with("MB:");
+    lines
+        .filter(|line| !dropped(line))
+        .chain(bandwidth)
+        .map(String::from)
+        .collect()
+}
+
 /// What linux.intelRdt asks for; `id` is the container's.
 pub(super) fn plan(linux: &Linux, id: &str) -> Option<Rdt> {
     let rdt = linux.intel_rdt().as_ref()?;
     let filled = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
     let named = filled(rdt.clos_id());
-    let mut schemata = Vec::new();
-    let bandwidth = filled(rdt.mem_bw_schema());
-    for line in filled(rdt.l3_cache_schema()).unwrap_or_default().lines() {
-        // Up to 1.2 of the specification: what memBwSchema says takes the place of these.
-        if !(line.is_empty() || bandwidth.is_some() && line.starts_with("MB:")) {
-            schemata.push(line.to_string());
-        }
-    }
-    schemata.extend(bandwidth);
+    let mut schemata = schema_lines(
+        rdt.l3_cache_schema().as_deref(),
+        rdt.mem_bw_schema().as_deref(),
+    );
     let more = rdt.schemata().iter().flatten();
     schemata.extend(more.filter(|line| !line.is_empty()).cloned());
     Some(Rdt {

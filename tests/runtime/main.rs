@@ -50,6 +50,7 @@ mod net_devices;
 mod pause;
 mod process;
 mod ps;
+mod rdt;
 mod relay;
 mod resources;
 mod rootfs;

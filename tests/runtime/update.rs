@@ -143,13 +143,22 @@ fn the_other_flags() {
         let out = update(&bundle, &[flag, "10m"]).ok();
         assert!(out.stderr.to_lowercase().contains("kernel"), "{out:#?}");
     }
-    // This host has no resctrl to write a schema to.
-    if !std::path::Path::new("/sys/fs/resctrl/schemata").exists() {
+    // Where this host has no resctrl to write a schema to.
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    if !mounts.contains(" - resctrl ") {
         for flags in [
             ["--l3-cache-schema", "L3:0=f"],
             ["--mem-bw-schema", "MB:0=20"],
         ] {
-            update(&bundle, &flags).code(1);
+            let out = update(&bundle, &flags).code(1);
+            let says = match crate::harness::runtime().isorun {
+                true => &format!(
+                    "{}: Intel RDT: no resctrl file system is mounted on this host; mount -t resctrl",
+                    flags[0]
+                ),
+                false => "Intel RDT",
+            };
+            assert!(out.stderr.contains(says), "{out:#?}");
         }
     }
 }

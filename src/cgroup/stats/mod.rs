@@ -1,6 +1,7 @@
 //! What a container has used, in the form of `runc events`: names, order and omissions are those of
 //! runc's types/events.go, which containerd's shim and Docker's stats read.
 
+mod rdt;
 mod v1;
 mod v2;
 
@@ -8,6 +9,8 @@ use std::collections::BTreeMap;
 
 use nix::errno::Errno;
 use serde::{Serialize, Serializer};
+
+pub use rdt::{CmtStats, IntelRdt, L3CacheInfo, MbmStats, MemBwInfo};
 
 use super::fs;
 use super::hierarchies::Mode;
@@ -37,8 +40,8 @@ pub struct Stats {
     /// RDMA devices; left out where there are none. runc's events have none at all.
     #[serde(skip_serializing_if = "Rdma::is_empty")]
     pub rdma: Rdma,
-    /// Always empty: statistics of Intel RDT are not read.
-    pub intel_rdt: BTreeMap<String, ()>,
+    /// Empty for a container without a group of resctrl.
+    pub intel_rdt: IntelRdt,
     /// Always null, as in runc: networks are the engine's.
     pub network_interfaces: Option<()>,
 }

@@ -15,6 +15,8 @@ mod schedule;
 #[cfg(test)]
 mod tests;
 
+pub use rdt::schemata as rdt_schemata;
+
 use std::fmt::Display;
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};

@@ -8,6 +8,36 @@ use crate::error::{Error, Result};
 /// Directories that resctrl has in a group by itself.
 const RESERVED: [&str; 3] = ["info", "mon_groups", "mon_data"];
 
+/// Checks the two schemata that have a field of their own, each with what it is called.
+///
+/// # Errors
+/// The first that breaks a rule.
+pub fn schemata(l3_cache: (&str, Option<&str>), mem_bw: (&str, Option<&str>)) -> Result<()> {
+    if let (field, Some(schema)) = l3_cache {
+        no_null(field, schema)?;
+    }
+    if let (field, Some(schema)) = mem_bw
+        && !schema.is_empty()
+    {
+        one_line(field, schema)?;
+        if !schema.starts_with("MB:") {
+            return Err(Error::spec(
+                field,
+                format!("{schema:?} does not begin with \"MB:\""),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn one_line(field: &str, line: &str) -> Result<()> {
+    no_null(field, line)?;
+    match line.contains('\n') {
+        true => Err(Error::spec(field, "it has more than one line")),
+        false => Ok(()),
+    }
+}
+
 /// Checks the group's name and the schemata; what the values may be, the kernel tells.
 ///
 /// # Errors
@@ -29,30 +59,13 @@ pub(super) fn check(rdt: &LinuxIntelRdt, notes: &mut Vec<String>) -> Result<()> 
             return Err(Error::spec(FIELD, format!("{name:?} is resctrl's own")));
         }
     }
-    let one_line = |field: &str, line: &str| {
-        no_null(field, line)?;
-        match line.contains('\n') {
-            true => Err(Error::spec(field, "it has more than one line")),
-            false => Ok(()),
-        }
-    };
-    if let Some(schema) = rdt.l3_cache_schema() {
-        no_null("linux.intelRdt.l3CacheSchema", schema)?;
-    }
-    if let Some(schema) = rdt
-        .mem_bw_schema()
-        .as_deref()
-        .filter(|schema| !schema.is_empty())
-    {
-        const FIELD: &str = "linux.intelRdt.memBwSchema";
-        one_line(FIELD, schema)?;
-        if !schema.starts_with("MB:") {
-            return Err(Error::spec(
-                FIELD,
-                format!("{schema:?} does not begin with \"MB:\""),
-            ));
-        }
-    }
+    schemata(
+        (
+            "linux.intelRdt.l3CacheSchema",
+            rdt.l3_cache_schema().as_deref(),
+        ),
+        ("linux.intelRdt.memBwSchema", rdt.mem_bw_schema().as_deref()),
+    )?;
     for (index, line) in rdt.schemata().iter().flatten().enumerate() {
         one_line(&format!("linux.intelRdt.schemata[{index}]"), line)?;
     }
