@@ -95,6 +95,10 @@ fn private_parent(path: &Path) -> nix::Result<()> {
 /// A sentence with the errno.
 pub fn pivot(root: &Root, shared: bool) -> Result<()> {
     let fail = |errno| Error::os("make the root file system", "/", errno);
+    let old = match shared {
+        true => Some(super::root::open_dir(Path::new("/"))?),
+        false => None,
+    };
     nix::unistd::fchdir(root.fd()).map_err(fail)?;
     // The old root lands on top of the new one (pivot_root(2), "pivot_root(".", ".")").
     nix::unistd::pivot_root(".", ".").map_err(|errno| {
@@ -104,8 +108,10 @@ pub fn pivot(root: &Root, shared: bool) -> Result<()> {
             _ => error,
         }
     })?;
-    if shared {
-        // Otherwise the unmounting below would go on to the host.
+    if let Some(old) = old {
+        // Otherwise the unmounting below would go on to the host. By its own descriptor: for mount(2)
+        // "." is the new root still, whose mounts are to stay what they are to the host.
+        nix::unistd::fchdir(&old).map_err(fail)?;
         let flags = MsFlags::MS_SLAVE | MsFlags::MS_REC;
         mount2(NONE, ".", NONE, flags, NONE).map_err(fail)?;
     }

@@ -80,6 +80,38 @@ fn propagation_of_a_bind_in_all_values() {
     }
 }
 
+/// What is mounted in the container is to show on the host, as Kubernetes' bidirectional propagation
+/// asks for it: the mount is of the host's peer group, and no slave of it.
+#[test]
+fn binds_of_a_shared_root_are_peers_of_the_hosts() {
+    for (root, options, top, below) in [
+        (
+            "rshared",
+            ["rbind", "rshared"].as_slice(),
+            "shared",
+            "shared",
+        ),
+        ("shared", &["rbind", "rshared"], "shared", "shared"),
+        ("shared", &["rbind"], "shared", "shared"),
+        ("shared", &["rbind", "slave"], "master", "shared"),
+        ("rslave", &["rbind", "rshared"], "master", "master"),
+    ] {
+        let mut bundle = table();
+        let tree = bundle.host("tree").to_str().unwrap().to_string();
+        bundle.mount("/mnt", "bind", &tree, options);
+        bundle.set("/linux/rootfsPropagation", json!(root));
+        let out = run_after(
+            &bundle,
+            "mkdir $D/tree; mount -t tmpfs none $D/tree; mkdir $D/tree/sub; \
+             mount -t tmpfs none $D/tree/sub; mount --make-rshared /",
+        )
+        .ok();
+        assert_eq!(propagation(&out.stdout, "/mnt"), top, "{root}, {options:?}");
+        let found = propagation(&out.stdout, "/mnt/sub");
+        assert_eq!(found, below, "{root}, {options:?}");
+    }
+}
+
 #[test]
 fn propagation_of_a_new_file_system() {
     for (option, expected) in [
