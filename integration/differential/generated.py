@@ -268,7 +268,7 @@ def main(argv, isorun):
     # Ended by a signal, it still ends what it has started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("differential/run: ended by SIGTERM"))
     # An emulated machine is slow: what is known comes soon.
-    size = 10 if options.machine else 40
+    size = 4 if options.machine else 40
     limit = options.limit or (QUICK_LIMIT if options.quick else None)
     try:
         if "ISORUN_PROBE" in os.environ:

@@ -106,8 +106,9 @@ class Pool:
     """Workers in one view."""
 
     def __init__(self, view, keeper_pid, runtimes_path, count):
-        # No name is a part of another one.
-        self.workers = [self.fork(keeper_pid, runtimes_path, f"{view}{number}") for number in range(count)]
+        # No name is a part of another one; v1's cgroups are the machine's, where other generators may run, too.
+        self.workers = [self.fork(keeper_pid, runtimes_path, f"{os.getpid():07}{view}{number}")
+                        for number in range(count)]
 
     def fork(self, keeper_pid, runtimes_path, number):
         down, up = os.pipe(), os.pipe()
