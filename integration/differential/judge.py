@@ -6,6 +6,7 @@ without that.
 
 import fnmatch
 import json
+import posixpath
 import re
 
 import facts
@@ -53,6 +54,19 @@ def leaves(prefix, value, found):
     return found
 
 
+def members(prefix, value, found):
+    """A JSON document as fields, where each word of a list is one: what one has and the other lacks shows by name."""
+    if isinstance(value, dict):
+        for name, below in value.items():
+            members(f"{prefix}.{name}", below, found)
+    elif isinstance(value, list):
+        for item in value:
+            found[f"{prefix} {item}"] = "listed"
+    else:
+        found[prefix] = json.dumps(value)
+    return found
+
+
 def moment(value):
     """What is another thing in each run, under a name; 0 stays, because it says that there is none."""
     if isinstance(value, dict):
@@ -87,7 +101,9 @@ def output(words, text):
     command = words[0]
     json_asked = "json" in words or "--format=json" in words
     try:
-        if command in ("state", "features") or (command in ("list", "ps") and json_asked):
+        if command == "features":
+            return members("features", json.loads(text), {})
+        if command == "state" or (command in ("list", "ps") and json_asked):
             document = json.loads(text)
             if command == "ps":
                 return {"processes": str(len(document or []))}
@@ -227,6 +243,45 @@ def fits(patterns, value):
     return any(fnmatch.fnmatchcase(value, pattern) for pattern in patterns)
 
 
+# Links in the roots (world.make_root; masked-link in cases.py): a path that is one is what it points at.
+LINKS = {"/link": "/etc/group", "/masked-link": "/etc/group"}
+# What an entry may have.
+KEYS = {"runtimes", "reason", "cases", "fields", "isorun", "other", "pending", "optional", "with", "without", "said",
+        "view", "at", "option", "after"}
+
+
+def about(entry, configs, field):
+    """Whether an entry's conditions on configurations, and on the path that the field names, hold."""
+    if not all(any(holds(config, condition) for config in configs) for condition in entry.get("with", [])):
+        return False
+    if any(holds(config, condition) for config in configs for condition in entry.get("without", [])):
+        return False
+    path = field.rpartition("| ")[2].partition(" ")[2].partition(" ")[0]
+    if "at" in entry:
+        parts = entry["at"].replace("[]", ".[]").split(".")
+        values = [posixpath.normpath(value) for config in configs for value in reach(config, parts) if isinstance(value, str)]
+        if path not in [LINKS.get(value, value) for value in values]:
+            return False
+    if "option" in entry:
+        mounts = [mount for config in configs for mount in reach(config, ["mounts", "[]"]) if isinstance(mount, dict)]
+        return any(fits(entry["option"], option) for mount in mounts
+                   if posixpath.normpath("/" + str(mount.get("destination")).lstrip("/")) == path
+                   for option in mount.get("options") or [])
+    return True
+
+
+def follows(patterns, case, field):
+    """Whether the last step with that command before the field's own is one of these ("kill * TERM")."""
+    number, space, rest = field.partition(" ")
+    if not (space and number.isdigit() and "| " in rest):
+        return False
+    steps = [step for step in case["steps"] if step[0] not in ("ready", "gone")][:int(number)]
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    words = {pattern.split()[0] for pattern in patterns}
+    last = next((step for step in reversed(steps) if step[step[0] == "tty"] in words), None)
+    return last is not None and fits(patterns, " ".join(last))
+
+
 def excuse(entries, case, difference, said="", reference="runc"):
     """The entry that explains a difference, marked as used. `said`: isorun's first error."""
     field, ours, theirs = difference
@@ -245,9 +300,7 @@ def excuse(entries, case, difference, said="", reference="runc"):
             continue
         if not fits(entry.get("said", "*"), said):
             continue
-        if not all(any(holds(config, condition) for config in configs) for condition in entry.get("with", [])):
-            continue
-        if any(holds(config, condition) for config in configs for condition in entry.get("without", [])):
+        if not about(entry, configs, field) or "after" in entry and not follows(entry["after"], case, field):
             continue
         entry["used"] = entry.get("used", 0) + 1
         return entry

@@ -91,7 +91,7 @@ def command(rng, key, may_keep=True):
                             ["state", "a/b"], ["create", *bundle_of, "../x"], ["delete", "--force", "{%s}-not" % key], ["state", ""],
                             ["create", "--bundle", "/nothing", who], ["pause"], ["resume", who, who], ["ps"], ["list", "more"], ["events"],
                             ["create", *bundle_of, "a b"], ["create", *bundle_of, "a" * 300], ["create", *bundle_of, ".."],
-                            ["run", *bundle_of], ["kill", who, "KILL", "more"], ["delete", who, "more"], ["state", who, "more"]])]
+                            ["run", *bundle_of], ["kill", who, "KILL", "more"], ["delete", who, "more"], ["state", who, "more"], ["features"]])]
     return [[word, who]]
 
 

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Tests of the generator's parts that need no container: the last line is N passed, N failed, N skipped."""
 
+import contextlib
 import copy
+import io
 import json
 import os
 import signal
@@ -13,6 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 import generate
+import generated
 import judge
 import mutate
 import sequences
@@ -155,6 +158,59 @@ class Judging(unittest.TestCase):
         entry = {"runtimes": ["runc"], "fields": "kill| verdict", "isorun": "taken", "with": ["linux.seccomp"]}
         self.assertIs(judge.excuse([entry], case, ("3 kill| verdict", "taken", "refused: x")), entry)
         self.assertEqual(entry["used"], 1)
+        # Conditions on more than names and values.
+        case["bundles"]["a"]["config"] = {"linux": {"maskedPaths": ["/etc/keys", "/link"]}, "mounts": [
+            {"destination": "/run/../data", "options": ["bind", "atime"]}, {"destination": "/tmp", "options": ["ro"]}]}
+        for change, field, fits in (({"at": "linux.maskedPaths[]"}, "mount /etc/keys #2 flags", True),
+                                    ({"at": "linux.maskedPaths[]"}, "mount /etc/group flags", True),
+                                    ({"at": "linux.maskedPaths[]"}, "mount /etc flags", False),
+                                    ({"option": "atime"}, "mount /data flags", True),
+                                    ({"option": ["atime"]}, "mount /tmp flags", False)):
+            entry = {"runtimes": ["runc"], "fields": "mount * flags"} | change
+            self.assertEqual(judge.excuse([entry], case, (field, "rw", "rw,nosuid")) is not None, fits, (change, field))
+
+    def test_what_follows_a_step(self):
+        case = {"name": "x", "view": "v2", "bundles": {}, "steps": [
+            ["create", "{a}"], ["kill", "{a}", "TERM"], ["gone", "a"], ["state", "{a}"], ["kill", "{a}", "KILL"], ["state", "{a}"]]}
+        entry = {"runtimes": ["runc"], "fields": "state.status", "after": ["kill * TERM", "kill {?}"]}
+        for field, fits in (("2 state| state.status", True), ("4 state| state.status", False), ("1 kill| state.status", False),
+                            ("state.status", False)):
+            self.assertEqual(judge.excuse([entry], case, (field, "created", "stopped")) is not None, fits, field)
+
+    def test_the_tables_have_no_keys_that_nobody_reads(self):
+        for entry in generated.load():
+            self.assertLessEqual(entry.keys(), judge.KEYS | {"own"}, entry["reason"])
+            self.assertTrue({"fields", "with", "without"} & entry.keys(), entry["reason"])
+            if "cases" not in entry and entry.get("view") != "machine":
+                self.assertNotIn(entry["fields"], ("*", ["*"]), entry["reason"])
+
+    def test_an_entry_that_is_not_needed_is_told_of(self):
+        for entry, told in (({}, True), ({"optional": True}, False), ({"optional": True, "pending": True}, True),
+                            ({"used": 1}, False), ({"used": 1, "pending": True}, False)):
+            self.assertEqual(bool(generated.stale([{"own": True} | entry])), told, entry)
+
+    def test_what_is_pending_is_skipped(self):
+        class Nothing:
+            pass
+        case = {"name": "x", "view": "v2", "bundles": {}, "steps": [["run"]]}
+        found = {(0, "isorun"): {"exit status": "1"}, (0, "runc"): {"exit status": "3"}}
+        for pending, key in ((True, "skipped"), (False, "passed")):
+            options = Nothing()
+            options.all = False
+            entry = {"runtimes": ["runc"], "fields": "exit status", "reason": "it is being built", "pending": pending}
+            judgement = generated.Judgement(None, [entry], options)
+            with contextlib.redirect_stdout(io.StringIO()):
+                judgement.judge(case, found, 0)
+            self.assertEqual(dict(judgement.counts), {key: 1})
+
+    def test_features_are_compared_word_by_word(self):
+        ours, theirs = (judge.output(["features"], json.dumps({"hooks": words, "linux": {"x": {"enabled": True}}}))
+                        for words in (["poststop"], ["prestart", "poststop"]))
+        self.assertEqual(judge.differences(ours, theirs), [("features.hooks prestart", "-", "listed")])
+
+    def test_an_entry_explains_no_other_case(self):
+        case = {"name": "valid:1:2", "view": "v2", "bundles": {"a": {"config": {"linux": {"seccomp": {}}}}}}
+        entry = {"runtimes": ["runc"], "fields": "kill| verdict", "isorun": "taken", "with": ["linux.seccomp"]}
         for change in ({"view": "v1"}, {"without": ["linux.seccomp"]}, {"isorun": "no"}, {"fields": "exec| verdict"}, {"said": "x"},
                        {"runtimes": ["crun"]}, {"with": ["process"]}, {"cases": "invalid:*"}, {"other": "y"}):
             self.assertIsNone(judge.excuse([entry | change], case, ("3 kill| verdict", "taken", "refused: x")), change)
