@@ -313,6 +313,10 @@ pub fn get_rlimit(resource: u32) -> nix::Result<(u64, u64)> {
 /// User and group ids of this process, all kinds at once (setresgid(2), setresuid(2)), by the raw
 /// calls: libc's wrappers would try to signal other threads, of which there are none.
 pub fn set_ids(uid: u32, gid: u32) -> nix::Result<()> {
+    // To these calls -1 says "as it is": it would stay what it was, root most often.
+    if uid == u32::MAX || gid == u32::MAX {
+        return Err(nix::errno::Errno::EINVAL);
+    }
     // SAFETY: plain numbers.
     super::checked(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) })?;
     // SAFETY: plain numbers.

@@ -159,6 +159,14 @@ fn user(process: &Process, linux: Option<&Linux>, notes: &mut Vec<String>) -> Re
     {
         notes.push("process.user.username: ignored, it is for Windows; uid and gid count".into());
     }
+    for (name, id) in [("uid", user.uid()), ("gid", user.gid())] {
+        if id == u32::MAX {
+            return Err(Error::spec(
+                format!("process.user.{name}"),
+                format!("{id} is the kernel's \"no id\""),
+            ));
+        }
+    }
     let Some(linux) = linux else { return Ok(()) };
     for (name, id, map) in [
         ("uid", user.uid(), linux.uid_mappings()),

@@ -258,6 +258,16 @@ fn process_rights_and_limits() {
             "invalid value",
         ),
         (
+            &[("/process/user/uid", json!(u32::MAX))],
+            "process.user.uid",
+            "4294967295 is the kernel's",
+        ),
+        (
+            &[("/process/user/gid", json!(u32::MAX))],
+            "process.user.gid",
+            "4294967295 is the kernel's",
+        ),
+        (
             &[("/process/user/uid", json!("root"))],
             "process.user.uid",
             "invalid type",
