@@ -178,7 +178,7 @@ fn steps(tell: &Teller) {
     }
 }
 
-/// A child in these namespaces, and in it `work`. Whether it was born.
+/// A child in these namespaces, and in it `work`, where what is mounted stays there. Whether it was born.
 fn branch(
     tell: &Teller,
     name: &'static str,
@@ -188,7 +188,13 @@ fn branch(
 ) -> bool {
     tell.begin(name);
     let works = || tell.end(name, Outcome::ok(""));
-    match tell.born(flags, |_| works(), || work(tell)) {
+    let work = || match name != "mount" && flags & MOUNT != 0 && make_private().is_err() {
+        // What is mounted here would be mounted for the machine, too (/ is no mount in a chroot, or a
+        // filter knows only the older call).
+        true => tell.skip(inside, "private"),
+        false => work(tell),
+    };
+    match tell.born(flags, |_| works(), work) {
         Ok(()) => true,
         Err(errno) => {
             let step = format!("make a new {name} namespace");
@@ -329,11 +335,15 @@ fn locked(target: &Path) -> MsFlags {
 
 fn in_mount(tell: &Teller) {
     let base = base();
-    tell.try_it("private", || {
+    let private = tell.try_it("private", || {
         make_private()
             .map(|()| String::new())
             .map_err(at("make / private"))
     });
+    if !private {
+        tell.skip(&IN_MOUNT[1..], "private");
+        return;
+    }
     if !tell.try_it("tmpfs", || fresh(c"tmpfs", &base, &[])) {
         tell.skip(&IN_MOUNT[2..], "tmpfs");
         return;
@@ -448,7 +458,6 @@ fn pivot(base: &Path) -> Tried {
 }
 
 fn in_pid(tell: &Teller) {
-    let _ = make_private();
     let base = base();
     // Through the old one still: the new one, once mounted, covers it only where it is mounted.
     if tell.try_it("proc", || {
@@ -495,7 +504,6 @@ fn last_pid(proc: &Path) -> Tried {
 }
 
 fn in_net(tell: &Teller) {
-    let _ = make_private();
     tell.try_it("loopback", || {
         crate::sys::net::loopback_up()
             .map(|()| String::new())
@@ -505,7 +513,6 @@ fn in_net(tell: &Teller) {
 }
 
 fn in_ipc(tell: &Teller) {
-    let _ = make_private();
     tell.try_it("mqueue", || fresh(c"mqueue", &base(), &[]));
 }
 
@@ -518,7 +525,6 @@ fn in_uts(tell: &Teller) {
 }
 
 fn in_cgroup(tell: &Teller) {
-    let _ = make_private();
     let lacks = std::fs::read_to_string("/proc/filesystems")
         .is_ok_and(|list| !list.lines().any(|line| line.ends_with("\tcgroup2")));
     if lacks {

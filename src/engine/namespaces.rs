@@ -27,6 +27,7 @@ const NSFS_MAGIC: i64 = 0x6e73_6673;
 
 const USER: u64 = libc::CLONE_NEWUSER as u64;
 const NET: u64 = libc::CLONE_NEWNET as u64;
+const MOUNT: u64 = libc::CLONE_NEWNS as u64;
 
 /// A namespace to join, open.
 pub struct Joined {
@@ -38,8 +39,8 @@ pub struct Joined {
 /// already is left out: nobody can join that, and nobody needs to.
 ///
 /// # Errors
-/// A path that is not there, is no namespace, or one of another kind; kernel parameters of the network
-/// that would be set in the runtime's own.
+/// A path that is not there, is no namespace, or one of another kind; the mount namespace of the runtime or
+/// of process 1; kernel parameters of the network that would be set in the runtime's own.
 pub fn open(plan: &Plan) -> Result<Vec<Joined>> {
     let mut found = Vec::with_capacity(plan.birth.joins.len());
     for join in &plan.birth.joins {
@@ -63,6 +64,13 @@ pub fn open(plan: &Plan) -> Result<Vec<Joined>> {
         if own && join.flag == NET {
             check_own_network(plan)?;
         }
+        if join.flag == MOUNT && (own || is_of_init(&fd)) {
+            // pivot_root(2) moves the root of everybody in it, and the old one is unmounted then.
+            return Err(fail(Errno::EINVAL).remedy(
+                "it is that of isorun or of process 1, whose root the container's would replace: leave \
+                 the entry out to mount in isorun's own, or its path to have a new one",
+            ));
+        }
         if !(own && join.flag == USER) {
             found.push(Joined {
                 join: join.clone(),
@@ -83,7 +91,7 @@ fn failed(what: &str, join: &Existing, errno: Errno) -> Error {
 
 /// Whether `fd` is the namespace of its kind that this process is in. Asked only where it matters.
 fn is_own(flag: u64, fd: &OwnedFd) -> nix::Result<bool> {
-    if flag & (USER | NET) == 0 {
+    if flag & (USER | NET | MOUNT) == 0 {
         return Ok(false);
     }
     let file = names::NAMESPACES.iter().find(|known| known.flag == flag);
@@ -91,6 +99,15 @@ fn is_own(flag: u64, fd: &OwnedFd) -> nix::Result<bool> {
     let own = nix::sys::stat::stat(format!("/proc/self/ns/{file}").as_str())?;
     let this = fstat(fd)?;
     Ok((own.st_dev, own.st_ino) == (this.st_dev, this.st_ino))
+}
+
+/// Whether `fd` is the mount namespace of process 1, as far as that may be looked at.
+fn is_of_init(fd: &OwnedFd) -> bool {
+    let init = nix::sys::stat::stat("/proc/1/ns/mnt");
+    match (init, fstat(fd)) {
+        (Ok(init), Ok(this)) => (init.st_dev, init.st_ino) == (this.st_dev, this.st_ino),
+        _ => false,
+    }
 }
 
 /// Parameters of the network that would be set in the runtime's own network namespace, and devices that

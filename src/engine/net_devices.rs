@@ -242,17 +242,22 @@ impl Moving {
             .device(name)
             .map_err(fail("find again the network device"))?
             .index;
+        // One that cannot be given back must not leave the others out, nor the device down.
+        let mut lost = Ok(());
         let kept = moved.addresses.iter();
         for address in kept.filter(|one| !one.is_made_by_kernel()) {
             match self.here.add_address(index, address) {
                 Ok(()) | Err(Errno::EEXIST) => {}
-                Err(errno) => return Err(fail("give its addresses back to")(errno)),
+                Err(errno) => {
+                    let what = format!("give the address {address} back to");
+                    lost = lost.and(Err(Error::os(what, name, errno)));
+                }
             }
         }
-        match moved.before.up {
-            true => self.here.bring_up(index).map_err(fail("bring up again")),
-            false => Ok(()),
+        if moved.before.up {
+            self.here.bring_up(index).map_err(fail("bring up again"))?;
         }
+        lost
     }
 }
 

@@ -46,6 +46,14 @@ pub struct Detached {
 /// # Errors
 /// A sentence with the path and the errno; ENOSYS before Linux 5.12.
 pub fn prepare(path: &Path) -> Result<(Detached, Mounted)> {
+    if path == Path::new("/") {
+        // A mount on the caller's own root is beyond every path: nobody could take it away again, and
+        // whoever joins this mount namespace would land in it.
+        let why = "the caller's own / cannot be it without a mount namespace";
+        return Err(
+            Error::spec("root.path", why).remedy("add {\"type\": \"mount\"} to linux.namespaces")
+        );
+    }
     let fail = |errno| {
         let error = Error::os("root.path: bind mount", path.display().to_string(), errno);
         match errno {
@@ -129,19 +137,48 @@ pub fn take_away(mounted: &Mounted) -> Result<()> {
     }
     here(mounted)?;
     let path = &mounted.point;
+    let visible = unmount_at(mounted, path, false)?;
+    let elsewhere = |mount: &mountinfo::Line| mount.point != *path;
+    for moved in listed(mounted)?.into_iter().filter(elsewhere) {
+        // A directory above it was renamed.
+        unmount_at(mounted, &moved.point, true)?;
+    }
+    let left = listed(mounted)?
+        .into_iter()
+        // Numbers of this list are given again; the one on top is known not to be the container's.
+        .any(|mount| mount.id != visible && mount.point == *path);
+    match left {
+        false => Ok(()),
+        true => Err(Error::os("unmount", path.display().to_string(), Errno::EBUSY).remedy(
+            "another mount was put on it, which hides the container's: unmount that, and delete again",
+        )),
+    }
+}
+
+/// The lines of /proc/self/mountinfo with the container's numbers.
+fn listed(mounted: &Mounted) -> Result<Vec<mountinfo::Line>> {
+    let mut mounts =
+        mountinfo::read().map_err(|error| Error::io("read", "/proc/self/mountinfo", &error))?;
+    mounts.retain(|mount| mounted.listed.contains(&mount.id));
+    Ok(mounts)
+}
+
+/// Unmounts what is the container's on top of `path`; gives the number in the table of what is there
+/// then, 0 for nothing. `surely`: only by numbers that are never given again.
+fn unmount_at(mounted: &Mounted, path: &Path, surely: bool) -> Result<u64> {
     let fail = |errno| Error::os("unmount", path.display().to_string(), errno);
     // The upper one first. One more than there are, to see what is left on top.
     let mut visible = 0;
     for _ in 0..=mounted.ids.len() {
         let top = match open_dir(path) {
             Err(error) if matches!(error.errno(), Some(Errno::ENOENT | Errno::ENOTDIR)) => {
-                return Ok(());
+                return Ok(0);
             }
             other => other?,
         };
         let (own, listed) = mount_ids(top.as_fd()).map_err(fail)?;
         visible = listed;
-        if !mounted.ids.contains(&own.id) {
+        if !mounted.ids.contains(&own.id) || surely && !own.unique {
             break;
         }
         let name = fd_path(top.as_fd());
@@ -150,18 +187,7 @@ pub fn take_away(mounted: &Mounted) -> Result<()> {
         mount2(NONE, name.as_str(), NONE, private, NONE).map_err(fail)?;
         umount2(name.as_str(), MntFlags::MNT_DETACH).map_err(fail)?;
     }
-    let left = mountinfo::read()
-        .map_err(|error| Error::io("read", "/proc/self/mountinfo", &error))?
-        .into_iter()
-        // Numbers of this list are given again; the one on top is known not to be the container's.
-        .filter(|mount| mount.id != visible && mount.point == *path)
-        .any(|mount| mounted.listed.contains(&mount.id));
-    match left {
-        false => Ok(()),
-        true => Err(fail(Errno::EBUSY).remedy(
-            "another mount was put on it, which hides the container's: unmount that, and delete again",
-        )),
-    }
+    Ok(visible)
 }
 
 /// Whether the mounts are in this process's mount namespace.

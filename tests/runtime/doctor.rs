@@ -9,7 +9,9 @@ use isorun::host::{Host, Sandboxing};
 use serde_json::{Value, json};
 
 use crate::denied::deny;
-use crate::harness::{Bundle, Output, Running, View, run_command, runtime, terminal, view};
+use crate::harness::{
+    Bundle, Output, Running, View, run_command, runtime, script_apart, terminal, view,
+};
 use crate::rootless::{FIRST_SUB, USER, has_helpers, reachable, rootless};
 
 /// The report of a call with `--json`, whose exit status must be that of its mode.
@@ -105,6 +107,31 @@ fn as_root_and_nothing_is_left() {
     assert_eq!(left(pid), Vec::<std::path::PathBuf>::new());
     assert_eq!(hostname(), name);
     bundle.assert_gone();
+}
+
+/// In a chroot / is no mount, so nothing can be made private: then nothing may be mounted either, or it is
+/// mounted for the machine.
+#[test]
+fn where_mounts_cannot_be_private_none_is_made() {
+    doctors!();
+    let bundle = Bundle::sh("true");
+    std::fs::copy(&runtime().path, bundle.rootfs("/isorun")).unwrap();
+    let out = script_apart(
+        &bundle,
+        "mount -t tmpfs top $D; mount --make-shared $D
+         mkdir $D/root; cp -a $B/rootfs/. $D/root/; mkdir -p $D/root/proc $D/root/tmp
+         mount -t proc proc $D/root/proc
+         cat /proc/self/mountinfo >$D/before
+         $X chroot $D/root /isorun doctor --json || echo \"code: $?\" >&2
+         diff $D/before /proc/self/mountinfo >&2 && echo 'mounts: same' >&2",
+    );
+    assert!(out.stderr.contains("code: 2"), "{out:#?}");
+    assert!(out.stderr.contains("mounts: same"), "{out:#?}");
+    let report: Value = serde_json::from_str(&out.stdout).unwrap();
+    assert_eq!(probe(&report, "root.private")["meaning"], "lost");
+    for name in ["root.tmpfs", "root.proc", "root.sysfs", "root.mqueue"] {
+        assert_eq!(probe(&report, name)["meaning"], "nothing", "{name}");
+    }
 }
 
 /// Limits over the caller's: on machines where root lacks CAP_SYS_RESOURCE, they are refused.

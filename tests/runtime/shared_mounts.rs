@@ -208,6 +208,51 @@ fn only_what_was_recorded_is_unmounted() {
 }
 
 #[test]
+fn a_renamed_bundle_leaves_nothing() {
+    isorun_only!("runc makes all of the host's mounts slaves, and both leave theirs behind");
+    needs_mount_calls!();
+    let bundle = bundle("sleep 60");
+    let out = script_apart(
+        &bundle,
+        &around(
+            "runtime create --bundle $B $ID
+             mv $B $B.moved
+             runtime delete --force $ID; echo delete: $?
+             mv $B.moved $B",
+        ),
+    )
+    .ok();
+    all_same(&out);
+    assert_eq!(out.field("delete"), "0", "{out:#?}");
+}
+
+#[test]
+fn the_callers_own_mount_namespace_by_its_path_is_refused() {
+    isorun_only!("runc pivots it, and unmounts all that was mounted in it");
+    let mut bundle = bundle("true");
+    let own = json!({"type": "mount", "path": "/proc/self/ns/mnt"});
+    let list = bundle.config["linux"]["namespaces"].as_array_mut().unwrap();
+    list.push(own);
+    let script = around("runtime create --bundle $B $ID && exit 7; ls -A $root");
+    let out = script_apart(&bundle, &script).ok();
+    all_same(&out);
+    assert!(out.stderr.contains("/proc/self/ns/mnt"), "{out:#?}");
+}
+
+#[test]
+fn the_callers_own_root_is_refused() {
+    isorun_only!("runc makes all of the host's mounts slaves, and both leave theirs behind");
+    let mut bundle = bundle("true");
+    bundle
+        .set("/root/path", json!("/"))
+        .set("/mounts", json!([]));
+    let script = around("runtime create --bundle $B $ID && exit 7; ls -A $root");
+    let out = script_apart(&bundle, &script).ok();
+    all_same(&out);
+    assert!(out.stderr.contains("root.path"), "{out:#?}");
+}
+
+#[test]
 fn from_another_mount_namespace() {
     isorun_only!("runc makes all of the host's mounts slaves, and both leave theirs behind");
     needs_mount_calls!();
