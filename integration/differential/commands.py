@@ -110,11 +110,15 @@ def prepare(work, lines):
     for name in ("bin", "etc", "proc", "dev"):
         (root / name).mkdir(parents=True)
     shutil.copy("/bin/busybox", root / "bin/busybox")
-    for applet in ("sh", "true", "false", "sleep", "id", "kill"):
+    for applet in ("sh", "true", "false", "sleep", "id", "kill", "cat"):
         (root / "bin" / applet).symlink_to("busybox")
     bundles = {"b": config(["sleep", "1000"]), "tty": config(["true"], terminal=True), "noprog": config(["/no/such"]),
                "dirprog": config(["/etc"]), "seven": config(["sh", "-c", "exit 7"]),
                "killed": config(["sh", "-c", "kill -9 $$"], cwd="/")}
+    # Who takes over an orphan: without a pid namespace not the container's first process.
+    orphan = "sleep 0.3; read -r pid name state parent rest </proc/self/stat; echo by $(cat /proc/$parent/comm)"
+    bundles["orphan"] = config(["sh", "-c", f"sh -c '({orphan}) &'; sleep 1"])
+    bundles["orphan"]["linux"]["namespaces"] = [{"type": kind} for kind in ("ipc", "uts", "mount", "network")]
     for name, content in bundles.items():
         (work / name).mkdir()
         (work / name / "config.json").write_text(json.dumps(content))
@@ -326,6 +330,8 @@ for flags in ("--detach=true", "-detach", "-d=1 --keep=false"):
 for flags in ("", "--keep ", "--no-pivot ", "--no-new-keyring ", "--no-subreaper ", "-no-pivot "):
     line(f"@ run {flags}-b /work/seven c")
 line("@ run -b /work/killed c")
+line("@ run -b /work/orphan c", says=("^by isorun$", "^by runc$"))
+line("@ run --no-subreaper -b /work/orphan c", says=("^by (?!isorun$)", "^by (?!runc$)"))
 line("@ run -- -x", says=CONFIG)
 
 # start, state, delete.
@@ -377,6 +383,8 @@ line("@ ps c", "stopped", r"^PID +USER +COMMAND\n$")
 for flags in ("-f json", "--format=json", "-format json"):
     line(f"@ ps {flags} c", "running", r"^\[\d+\]\n$")
 line("@ ps c -o pid", "running", r"^PID\n *\d+\n$")
+line("@ ps c -eo pid,args", "running", r"^ *\d+ sleep 1000\n$")
+line("@ ps c aux", "running", r" sleep 1000\n$")
 line("@ ps c -bogus", "running", status=(1, 1))
 
 # events.
@@ -406,6 +414,7 @@ for command in ("c true", "c false", "c sh -c 'exit 3'", "c sh -c 'kill -9 $$'",
                 "--cap CAP_KILL c true", "--process /work/proc.json c", "--process /work/proc.json c true", "-process /work/proc.json c"):
     line(f"@ exec {command}", "running")
 line("@ exec -u 1:2 c id", "running", "uid=1 gid=2")
+line("@ exec -t c sh -c 'exit 3'", "running")
 for program, says in (("/no/such", NO_FILE), ("nosuch", r"executable file not found in \$PATH"), ("/etc", "is a directory"),
                       ("-- true", r'"--": executable file not found in \$PATH')):
     line(f"@ exec c {program}", "running", f"exec failed: .*{says}")
