@@ -295,6 +295,15 @@ fn usage_is_looked_at_where_asked() {
         "{out:#?}"
     );
     assert_eq!(bundle.status(), "running");
+
+    // What is in use fits below this one.
+    let resources = json!({"memory": {"limit": 50 << 20, "checkBeforeUpdate": true}});
+    fs::write(&path, resources.to_string()).unwrap();
+    update(&bundle, &["--resources", path.to_str().unwrap()]).ok();
+    assert_eq!(
+        limit(&bundle, "memory", "limit_in_bytes"),
+        (50 << 20).to_string()
+    );
 }
 
 #[test]
