@@ -67,6 +67,10 @@ pub fn start(store: &Store, id: &str) -> Result<()> {
             )));
         }
     }
+    // Before anything is set going: it stays as it was made.
+    if record.no_process {
+        return Err(super::no_process());
+    }
     open_gate(&dir)?;
     drop(dir);
     // The end of the fifo means that the program was executed, or that the process is dead.

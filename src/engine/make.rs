@@ -246,6 +246,7 @@ impl Making<'_> {
         record.poststart = plan.hooks("poststart").to_vec();
         record.poststop = plan.hooks("poststop").to_vec();
         record.no_new_keyring = request.no_new_keyring;
+        record.no_process = plan.process.args.is_empty();
         record.degrade = plan.level;
         // Written before the cgroup is made: whoever kills this process in between leaves nothing that
         // `delete --force` does not find.

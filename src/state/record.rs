@@ -136,6 +136,9 @@ pub struct Record {
     /// It kept its caller's session keyring, and what is executed in it keeps its own caller's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_new_keyring: bool,
+    /// config.json has no `process`: it cannot be started.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_process: bool,
     /// The mounts that it has in the mount namespace of its caller, where it has none of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mounted: Option<Mounted>,
@@ -175,6 +178,7 @@ impl Record {
             resctrl: None,
             resources: None,
             no_new_keyring: false,
+            no_process: false,
             mounted: None,
             degrade: Level::default(),
             phase: Phase::Creating,

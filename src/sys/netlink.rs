@@ -331,6 +331,10 @@ impl Netlink {
                     return Ok(whole);
                 }
             }
+            // A message that was cut has no end that one could wait for.
+            if !rest.is_empty() {
+                return Err(Errno::EMSGSIZE);
+            }
         }
     }
 
