@@ -1,9 +1,10 @@
 //! New device rules for a container that runs. At no moment is a device refused that was allowed and
 //! stays so, and at none can one be opened that was forbidden and stays so.
 //!
-//! On v2 the program is replaced at one stroke. On v1 only the difference is written: what is new first,
-//! then what goes. Where v1's base changes (all allowed, or all denied but a list) its controller starts
-//! from nothing, so the container stands still meanwhile.
+//! On v2 the program is replaced at one stroke. On v1 what is new is written first, then what goes. Where
+//! v1's base changes (all allowed, or all denied but a list) its controller starts from nothing, so the
+//! container stands still meanwhile. What v1 does not give (docs/decisions/0004): without a freezer such a
+//! change is seen, and cgroups below lose for good what is denied for a moment.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
@@ -57,7 +58,9 @@ impl Placed {
             Version::V1 => {
                 let now = rules.fold()?;
                 let before = current(&dir.path, &known.fold().unwrap_or_default())?;
-                match self.go(dir, &before, &now) {
+                let still = before.0 != now.0;
+                let lines = certain(&before, &now, &before);
+                match self.standing_still(still, || write(&dir.path, &lines, &now)) {
                     Ok(()) => Ok(Changed::V1 { dir, before, now }),
                     Err(error) => {
                         told(self.go_back(dir, &before, &now));
@@ -69,19 +72,11 @@ impl Placed {
         }
     }
 
-    /// From one table of v1's controller to another.
-    fn go(&self, dir: &PlacedDir, from: &Folded, to: &Folded) -> Result<()> {
-        self.standing_still(from.0 != to.0, || move_to(&dir.path, from, to))
-    }
-
-    /// The same backwards, from wherever the way from `before` to `now` was left.
+    /// Back from wherever the way from `before` to `now` was left, and whatever systemd has written since.
     fn go_back(&self, dir: &PlacedDir, before: &Folded, now: &Folded) -> Result<()> {
-        let mut denied = before.clone();
-        for (name, bits) in &now.1 {
-            *denied.1.entry(*name).or_default() |= bits;
-        }
-        denied.0 = true;
-        self.go(dir, &current(&dir.path, &denied)?, before)
+        let found = current(&dir.path, &Folded::default())?;
+        let lines = certain(&found, before, now);
+        self.still_if_possible(found.0 != before.0, || write(&dir.path, &lines, before))
     }
 
     /// Does `work`, if `still` while no process of the container runs.
@@ -100,6 +95,21 @@ impl Placed {
         done
     }
 
+    /// The same for the way back, which has to be gone also where the processes do not stand still.
+    pub(super) fn still_if_possible<T>(&self, still: bool, work: impl FnOnce() -> T) -> T {
+        if !still || self.freezer().is_none() || self.frozen() {
+            return work();
+        }
+        let paused = self.pause();
+        let resume = paused.is_ok();
+        told(paused);
+        let done = work();
+        if resume {
+            told(self.resume());
+        }
+        done
+    }
+
     /// Goes back to the rules before a change.
     pub(super) fn undo_devices(&self, changed: Changed<'_>) {
         match changed {
@@ -110,10 +120,13 @@ impl Placed {
 }
 
 impl Changed<'_> {
-    /// Looks whether the rules are still in force after systemd has set its own, and puts them back.
+    /// Puts the rules in force again, after systemd has set its own.
     pub(super) fn renew(&self) -> Result<()> {
         match self {
-            Self::V1 { dir, now, .. } => move_to(&dir.path, &current(&dir.path, now)?, now),
+            Self::V1 { dir, now, .. } => {
+                let found = current(&dir.path, &Folded::default())?;
+                write(&dir.path, &certain(&found, now, now), now)
+            }
             Self::V2 { now: None, .. } => Ok(()),
             Self::V2 {
                 dir,
@@ -133,7 +146,7 @@ impl Changed<'_> {
 }
 
 /// An error of going back, which is not the one to be told first.
-fn told(back: Result<()>) {
+pub(super) fn told(back: Result<()>) {
     if let Err(error) = back {
         log::warning(&format!("after a failed update: {error}"));
     }
@@ -191,26 +204,46 @@ fn replace<'a>(dir: &'a PlacedDir, rules: &Devices) -> Result<Changed<'a>> {
     }
 }
 
+/// A step back to programs that were attached, by their place in the list of those.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StepBack {
+    /// Beside those that are.
+    Attach(usize),
+    /// In the place of the one of now.
+    Replace(usize),
+    /// The one of now comes off.
+    Detach,
+}
+
+/// The steps back to `gone` programs, from one that is there `now` or from none. The one of now goes last:
+/// until then it and those before forbid what both forbid.
+fn steps_back(now: bool, gone: usize) -> Vec<StepBack> {
+    let mut steps: Vec<StepBack> = (0..gone).rev().map(StepBack::Attach).collect();
+    match (now, steps.last_mut()) {
+        (true, Some(last)) => *last = StepBack::Replace(0),
+        (true, None) => steps.push(StepBack::Detach),
+        (false, _) => {}
+    }
+    steps
+}
+
 /// Attaches `before` again, and takes `now` off.
 fn put_back(dir: &PlacedDir, before: &[Attached], now: Option<&OwnedFd>) -> Result<()> {
     let fd = open(dir)?;
-    let look = || Programs::of(fd.as_fd()).map_err(|errno| refused(LOOK, dir, errno));
-    let there = look()?;
-    let missing = |there: &Programs, old: &Attached| {
-        let mut attached = there.attached.iter();
-        attached.all(|one| one.id != old.id)
-    };
-    let mut gone = before.iter().filter(|old| missing(&there, old));
-    match (now, gone.next()) {
-        (Some(now), Some(old)) => there.replace(fd.as_fd(), now.as_fd(), old.program.as_fd()),
-        (None, Some(old)) => bpf::attach_device_program(fd.as_fd(), old.program.as_fd()),
-        (Some(now), None) => bpf::detach_device_program(fd.as_fd(), now.as_fd()),
-        (None, None) => Ok(()),
-    }
-    .map_err(|errno| refused(ATTACH, dir, errno))?;
-    for old in gone {
-        bpf::attach_device_program(fd.as_fd(), old.program.as_fd())
-            .map_err(|errno| refused(ATTACH, dir, errno))?;
+    let there = Programs::of(fd.as_fd()).map_err(|errno| refused(LOOK, dir, errno))?;
+    let missing = |old: &&Attached| there.attached.iter().all(|one| one.id != old.id);
+    let gone: Vec<&Attached> = before.iter().filter(missing).collect();
+    for step in steps_back(now.is_some(), gone.len()) {
+        let old = |at: usize| gone[at].program.as_fd();
+        match (step, now) {
+            (StepBack::Replace(at), Some(now)) => there.replace(fd.as_fd(), now.as_fd(), old(at)),
+            (StepBack::Detach, Some(now)) => bpf::detach_device_program(fd.as_fd(), now.as_fd()),
+            (StepBack::Attach(at) | StepBack::Replace(at), _) => {
+                bpf::attach_device_program(fd.as_fd(), old(at))
+            }
+            (StepBack::Detach, None) => Ok(()),
+        }
+        .map_err(|errno| refused(ATTACH, dir, errno))?;
     }
     Ok(())
 }
@@ -282,11 +315,26 @@ fn transition(from: &Folded, to: &Folded) -> Lines {
     lines
 }
 
-/// Writes the difference, and reads back what is in force.
-fn move_to(path: &Path, from: &Folded, to: &Folded) -> Result<()> {
+/// The lines that lead to `to` for sure. With all allowed as the base, before and after, nobody can tell
+/// which exceptions are there: all of `to` are written, which does no harm to one that is there, and then
+/// those of `others` that may be there are taken away.
+fn certain(found: &Folded, to: &Folded, others: &Folded) -> Lines {
+    if !(found.0 && to.0) {
+        return transition(found, to);
+    }
+    let mut lines = transition(&(true, BTreeMap::new()), to);
+    if others.0 {
+        let less = transition(others, to).into_iter();
+        lines.extend(less.filter(|(file, _)| *file == "devices.allow"));
+    }
+    lines
+}
+
+/// Writes lines, and reads back what is in force.
+fn write(path: &Path, lines: &Lines, to: &Folded) -> Result<()> {
     let open = fs::open_dir(path)
         .map_err(|errno| Error::os("open cgroup", path.display().to_string(), errno))?;
-    put(open.as_fd(), path, &transition(from, to), to)
+    put(open.as_fd(), path, lines, to)
 }
 
 /// Writes lines to v1's controller, and compares what it says then with the table `wanted`.
@@ -385,6 +433,85 @@ mod tests {
         assert_eq!(told(&lines), ["allow a", "deny b 8:0 r"]);
     }
 
+    /// One line to a model of the kernel's controller.
+    fn apply(table: &mut Folded, (file, line): &(&'static str, String)) {
+        if line == "a" {
+            *table = (*file == "devices.allow", BTreeMap::new());
+            return;
+        }
+        let adds = (*file == "devices.deny") == table.0;
+        for (name, bits) in parse(line).unwrap().1 {
+            let entry = table.1.entry(name).or_default();
+            *entry = if adds { *entry | bits } else { *entry & !bits };
+        }
+        table.1.retain(|_, bits| *bits != 0);
+    }
+
+    /// From wherever a change was left, also by systemd, the way back ends where it began; the kernel
+    /// tells no exceptions of "all".
+    #[test]
+    fn back_from_every_line() {
+        let tables = [
+            table(true, &[]),
+            table(true, &["c 1:11 rw"]),
+            table(true, &["c 1:11 r", "b 8:0 m"]),
+            table(true, &["b 8:0 rwm"]),
+            table(false, &[]),
+            table(false, &["c 1:3 rwm", "b 8:0 m"]),
+            table(false, &["c 1:11 r"]),
+        ];
+        for before in &tables {
+            for now in &tables {
+                let lines = certain(before, now, before);
+                for count in 0..=lines.len() {
+                    for systemd in ["", "devices.allow", "devices.deny"] {
+                        let mut table = before.clone();
+                        for line in &lines[..count] {
+                            apply(&mut table, line);
+                        }
+                        match systemd {
+                            "" => {}
+                            file => apply(&mut table, &(file, "a".to_string())),
+                        }
+                        let mut seen = table.clone();
+                        if seen.0 {
+                            seen.1.clear();
+                        }
+                        for line in certain(&seen, before, now) {
+                            apply(&mut table, &line);
+                        }
+                        assert_eq!(&table, before, "{now:?} {count} {systemd}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Programs A and B, of which each forbids something of its own, gave way to N: at no step back is
+    /// open what all forbid that were there before, and what N forbids too stays forbidden.
+    #[test]
+    fn the_new_program_goes_last() {
+        for (now, gone) in [(true, 0), (true, 1), (true, 3), (false, 0), (false, 2)] {
+            let steps = steps_back(now, gone);
+            let mut there: Vec<usize> = Vec::new();
+            let mut new = now;
+            for step in &steps {
+                match step {
+                    StepBack::Attach(at) => there.push(*at),
+                    StepBack::Replace(at) => {
+                        there.push(*at);
+                        new = false;
+                    }
+                    StepBack::Detach => new = false,
+                }
+                // Either the new one is still there, or all the old ones are.
+                assert!(new || !now || there.len() == gone, "{steps:?}");
+            }
+            there.sort_unstable();
+            assert!(!new && there == (0..gone).collect::<Vec<_>>(), "{steps:?}");
+        }
+    }
+
     /// A model of the kernel's controller is moved from each of many tables to each other: after every
     /// line, what both allow is allowed, and what both forbid is forbidden.
     #[test]
@@ -429,13 +556,9 @@ mod tests {
             for from in tables(base) {
                 for to in tables(base) {
                     let mut now = from.clone();
-                    for (file, line) in transition(&from, &to) {
-                        let (_, part) = parse(&line).unwrap();
-                        let adds = (file == "devices.deny") == base;
-                        for (name, bits) in part {
-                            let entry = now.1.entry(name).or_default();
-                            *entry = if adds { *entry | bits } else { *entry & !bits };
-                        }
+                    for step in certain(&from, &to, &from) {
+                        apply(&mut now, &step);
+                        let (file, line) = step;
                         for probe in probes {
                             for bit in [2, 4] {
                                 let (a, b) = (allows(&from, probe, bit), allows(&to, probe, bit));

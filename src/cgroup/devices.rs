@@ -327,6 +327,33 @@ impl Devices {
             })
     }
 
+    /// A device with the accesses to it that `other` allows and these rules do not, as `c 1:11 rw`; none if
+    /// they allow at least as much.
+    pub fn lacks(&self, other: &Self) -> Option<String> {
+        // Rules tell devices apart by the numbers that they name, so each combination of those, and one
+        // for all other numbers, stands for all devices.
+        let both = || self.rules.iter().chain(&other.rules);
+        let mut names: BTreeSet<Name> = BTreeSet::new();
+        for kind in [DeviceKind::Block, DeviceKind::Char] {
+            let of_kind = || both().filter(move |rule| rule.kind == kind);
+            let whole = |rule: &&DeviceRule| rule.minor.is_none();
+            let majors: BTreeSet<_> = of_kind().filter(whole).map(|rule| rule.major).collect();
+            let any = |rule: &&DeviceRule| rule.major.is_none();
+            let minors: BTreeSet<_> = of_kind().filter(any).map(|rule| rule.minor).collect();
+            if majors.len() * minors.len() > MOST_TESTS {
+                return Some("something among too many entries with wildcards".into());
+            }
+            for major in majors.iter().chain([&None]) {
+                names.insert((kind, *major, None));
+                names.extend(minors.iter().map(|minor| (kind, *major, *minor)));
+            }
+            names.extend(of_kind().map(|rule| (kind, rule.major, rule.minor)));
+        }
+        let lost = |name: &Name| other.allowed(*name) & !self.allowed(*name);
+        let found = names.into_iter().find(|name| lost(name) != 0)?;
+        Some(line(&found, lost(&found)))
+    }
+
     /// The eBPF program (type CGROUP_DEVICE) that enforces the rules: 1 allows, 0 denies with EPERM.
     ///
     /// What is allowed is worked out here for each device that a rule names, so the program only

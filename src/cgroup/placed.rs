@@ -156,6 +156,12 @@ impl Placed {
         Ok(found.into_iter().collect())
     }
 
+    /// True if a directory of the container is there, with processes or without.
+    pub fn exists(&self) -> bool {
+        let mut own = self.dirs.iter().filter(|dir| !dir.others);
+        own.any(|dir| dir.path.is_dir())
+    }
+
     /// Sends signal number `signal` to every process of the container; real-time signals too. This
     /// process and PID 1 are never among them.
     ///

@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use oci_spec::runtime::{Linux, LinuxResources};
 
 use super::create::set;
-use super::device_change::Changed;
+use super::device_change::{Changed, told};
 use super::devices::Devices;
 use super::fs;
 use super::hierarchies::{self, Hierarchies};
@@ -16,13 +16,21 @@ use super::plan::{CgroupPlan, PlannedDir, Write, plan};
 use super::readback::Check;
 use super::systemd::Unit;
 use crate::error::{Error, Kind, Result};
-use crate::log;
 
 /// A limit as it was, for taking its change back.
 struct Before<'a> {
     dir: &'a PlacedDir,
     file: String,
     value: String,
+}
+
+/// What an update has changed until now, for taking it back.
+#[derive(Default)]
+struct Undo<'a> {
+    files: Vec<Before<'a>>,
+    devices: Option<Changed<'a>>,
+    /// systemd's unit was changed, too: what it is to be told again.
+    unit: Option<Vec<PlannedDir>>,
 }
 
 /// What an update is to put in force.
@@ -81,58 +89,93 @@ impl Placed {
             Ok::<_, Error>((dir, rules))
         });
         let devices = devices.transpose()?;
-        let mut done: Vec<Before<'_>> = Vec::new();
-        let mut changed = None;
-        let written = write_all(pending.clone(), &mut done).and_then(|()| {
+        let mut undo = Undo::default();
+        let back = match &self.unit {
+            Some(_) => self.in_force(&asked, &known)?,
+            None => Vec::new(),
+        };
+        let written = write_all(pending.clone(), &mut undo.files).and_then(|()| {
             if let Some((dir, rules)) = devices {
-                changed = Some(self.change_devices(dir, rules, &known)?);
+                undo.devices = Some(self.change_devices(dir, rules, &known)?);
             }
             match &self.unit {
-                Some(unit) => {
-                    self.tell_unit(unit, &asked, pending, changed.as_ref(), before, &host)
-                }
+                Some(unit) => self.tell_unit(unit, &asked, back, pending, &mut undo),
                 None => Ok(()),
             }
         });
-        let Err(error) = written else { return Ok(()) };
-        if let Some(changed) = changed {
-            self.undo_devices(changed);
+        if written.is_err() {
+            self.take_back(undo);
         }
-        for before in done.iter().rev() {
-            if let Err(second) = restore(before) {
-                log::warning(&format!("after a failed update: {second}"));
-            }
-        }
-        Err(error)
+        written
     }
 
     /// Sets the unit's properties, and then the limits again: systemd has written its own idea of them
-    /// now, in percent of a CPU for one.
+    /// now, in percent of a CPU for one. `back` are those until now.
     fn tell_unit(
         &self,
         unit: &Unit,
         asked: &Asked,
+        back: Vec<PlannedDir>,
         pending: Vec<(&PlacedDir, &Write)>,
-        changed: Option<&Changed<'_>>,
-        before: &LinuxResources,
-        host: &Hierarchies,
+        undo: &mut Undo<'_>,
     ) -> Result<()> {
-        // On v1 systemd denies all devices before it allows those of its list.
-        let on_v1 = matches!(changed, Some(Changed::V1 { .. }));
+        // On v1 systemd denies all devices before it allows those of its list, and knows no "all but".
+        let on_v1 = matches!(undo.devices, Some(Changed::V1 { .. }));
         self.standing_still(on_v1, || {
             unit.set(&asked.plan.dirs)?;
-            changed.map_or(Ok(()), Changed::renew)
+            undo.unit = Some(back);
+            unit.settle()?;
+            undo.devices.as_ref().map_or(Ok(()), Changed::renew)
         })?;
-        let again = write_all(pending, &mut Vec::new());
-        if again.is_err() {
-            let devices = asked.devices.is_some().then(|| rules(before)).transpose()?;
-            let back = Asked::new(&with(before.clone()), devices, host)
-                .and_then(|old| unit.set(&old.plan.dirs));
-            if let Err(second) = back {
-                log::warning(&format!("after a failed update: {second}"));
+        write_all(pending, &mut Vec::new())
+    }
+
+    /// Puts in force again what was before an update. What cannot be set back is told, and does not keep
+    /// the rest from it.
+    fn take_back(&self, undo: Undo<'_>) {
+        let on_v1 = matches!(undo.devices, Some(Changed::V1 { .. }));
+        self.still_if_possible(on_v1 && undo.unit.is_some(), || {
+            // First the unit: systemd writes to the cgroup what it is told.
+            if let (Some(unit), Some(back)) = (&self.unit, &undo.unit) {
+                told(unit.set(back).and_then(|()| unit.settle()));
             }
+            if let Some(changed) = undo.devices {
+                self.undo_devices(changed);
+            }
+        });
+        for before in undo.files.iter().rev() {
+            told(restore(before));
         }
-        again
+    }
+
+    /// The limits and device rules that are in force where `asked` would change them, as systemd is to be
+    /// told of them again: read from the cgroup, since no record has what others write there.
+    fn in_force(&self, asked: &Asked, known: &Devices) -> Result<Vec<PlannedDir>> {
+        let mut dirs = asked.plan.dirs.clone();
+        for dir in &mut dirs {
+            if dir.devices.is_some() {
+                dir.devices = Some(known.clone());
+            }
+            let has = |file| dir.writes.iter().any(|write| write.file == file);
+            if has("cpu.idle") && !has("cpu.weight") {
+                // To systemd idle is a weight.
+                let field = "linux.resources.cpu.idle";
+                dir.writes
+                    .push(Write::new("cpu", "cpu.weight", "", field, Check::Exact));
+            }
+            let Some(first) = dir.writes.first() else {
+                continue;
+            };
+            let own = self.own(dir, &first.field)?;
+            dir.writes.retain_mut(|write| match before(own, write) {
+                Some(before) => {
+                    write.value = before.value;
+                    true
+                }
+                None => false,
+            });
+        }
+        Ok(dirs)
     }
 
     /// The container's directory in the hierarchy of a planned one.
@@ -283,7 +326,77 @@ fn restore(before: &Before<'_>) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::cgroup::Cgroup;
+    use crate::cgroup::tests::kernel::{can_v1, name, planned};
+    use crate::cgroup::tests::resources;
+
+    /// What systemd is told again is what the files say, also where somebody else has written to them;
+    /// and a failure after systemd was told sets back files and device rules in one go.
+    #[test]
+    fn back_to_what_was_in_force() {
+        if !can_v1() {
+            return;
+        }
+        let none = json!([{"allow": false, "access": "rwm"}]);
+        let asked = json!({"pids": {"limit": 50}, "cpu": {"shares": 512}, "devices": none});
+        let (host, plan) = planned(&format!("/{}", name("force")), asked);
+        let cgroup = Cgroup::create(&plan).unwrap();
+        let placed = cgroup.placed();
+        let file = |name: &str| {
+            let mut paths = placed.dirs.iter().map(|dir| dir.path.join(name));
+            paths.find(|path| path.exists()).unwrap()
+        };
+        let read = |name| std::fs::read_to_string(file(name)).unwrap();
+        std::fs::write(file("pids.max"), "33").unwrap();
+        std::fs::write(file("cpu.shares"), "700").unwrap();
+        let all = json!([{"allow": true, "access": "rwm"}]);
+        let new = json!({"pids": {"limit": 7}, "cpu": {"shares": 20}, "devices": all});
+        let linux = resources(new);
+        let of = |list| {
+            let linux = resources(json!({ "devices": list }));
+            rules(linux.resources().as_ref().unwrap()).unwrap()
+        };
+        let known = of(none);
+        let asked = Asked::new(&linux, Some(of(all)), &host).unwrap();
+        let back = placed.in_force(&asked, &known).unwrap();
+        let rows = |dirs: &[PlannedDir]| {
+            let rows = dirs.iter().flat_map(|dir| &dir.writes);
+            let row = |row: &Write| format!("{}={}", row.file, row.value);
+            rows.map(row).collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(
+            rows(&back),
+            ["cpu.shares=700", "pids.max=33"].map(String::from).into()
+        );
+        assert!(back.iter().any(|dir| dir.devices.as_ref() == Some(&known)));
+
+        let list = read("devices.list");
+        let mut undo = Undo::default();
+        for dir in &asked.plan.dirs {
+            let own = |write: &Write| placed.own(dir, &write.field).unwrap();
+            let pending = dir.writes.iter().map(|write| (own(write), write)).collect();
+            write_all(pending, &mut undo.files).unwrap();
+        }
+        let (at, rules) = asked.devices.as_ref().unwrap();
+        let dir = placed.own(&asked.plan.dirs[*at], "devices").unwrap();
+        undo.devices = Some(placed.change_devices(dir, rules, &known).unwrap());
+        undo.unit = Some(back);
+        assert_eq!(read("pids.max"), "7\n");
+        assert_eq!(read("devices.list"), "a *:* rwm\n");
+        placed.take_back(undo);
+        assert_eq!(read("pids.max"), "33\n");
+        assert_eq!(read("cpu.shares"), "700\n");
+        let sorted = |list: String| {
+            let lines = list.lines().map(String::from);
+            lines.collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(sorted(read("devices.list")), sorted(list));
+        assert!(!placed.frozen());
+        placed.remove().unwrap();
+    }
 
     /// What is written to go back, from what the file said before.
     #[test]

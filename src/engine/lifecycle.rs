@@ -188,10 +188,11 @@ pub fn kill(store: &Store, id: &str, signal: i32, all: bool) -> Result<()> {
             Ok(())
         }
         _ => {
-            // As under runc: those that a container without a pid namespace of its own has left.
+            // As under runc: those that a container without a pid namespace of its own has left, if
+            // any, as long as there is its cgroup.
             if signal == libc::SIGKILL
                 && let Some(placed) = record.placed()
-                && !placed.processes()?.is_empty()
+                && placed.exists()
                 && shares_pid_namespace(store, id)
             {
                 return placed.kill();

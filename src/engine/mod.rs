@@ -132,7 +132,7 @@ fn tell(loaded: &Loaded, plan: &Plan) {
         crate::log::debug(|| format!("ignored: {}: {}", ignored.field, ignored.reason));
     }
     if crate::log::debugging() {
-        for line in crate::plan::text(plan).lines().map(str::trim_end) {
+        for line in crate::plan::text_for_log(plan).lines().map(str::trim_end) {
             if !line.is_empty() {
                 crate::log::debug(|| format!("plan: {line}"));
             }

@@ -3,6 +3,7 @@
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 
 use super::rdt::{self, Schemata};
+use crate::cgroup::Devices;
 use crate::error::{Error, Kind, Result};
 use crate::log;
 use crate::state::{Record, Status, Store};
@@ -29,6 +30,9 @@ pub fn update(store: &Store, id: &str, asked: LinuxResources, schemata: &Schemat
         );
         merged.set_devices(None);
     }
+    if takes_away(store, id, &merged, &base)? {
+        merged.set_devices(None);
+    }
     let changed = rdt::change(schemata, &record)?;
     placed.update(merged.clone(), &base).inspect_err(|_| {
         let back = changed.as_ref().map_or(Ok(()), rdt::Changed::back);
@@ -53,6 +57,34 @@ pub fn update(store: &Store, id: &str, asked: LinuxResources, schemata: &Schemat
         .map_err(|error| Error::new(Kind::System, format!("record the limits: {error}")))?;
     record.resources = Some(value);
     dir.save(&record)
+}
+
+/// Whether device rules that are asked for would take away a device that config.json gives. An engine whose
+/// config.json somebody else has added devices to (a hook for GPUs, CDI) hands on the list that it knows
+/// with every update of any limit; runc leaves device rules alone at updates because of that.
+fn takes_away(
+    store: &Store,
+    id: &str,
+    asked: &LinuxResources,
+    base: &LinuxResources,
+) -> Result<bool> {
+    let list = |resources: &LinuxResources| resources.devices().clone().unwrap_or_default();
+    if list(asked).is_empty() || list(asked) == list(base) {
+        return Ok(false);
+    }
+    let rules = Devices::from_spec(&list(asked))?;
+    let (spec, _) = crate::spec::parse::parse(&store.config(id)?)?;
+    let linux = spec.linux().as_ref();
+    let given = linux.and_then(|linux| linux.resources().as_ref());
+    let given = Devices::from_spec(&given.map(list).unwrap_or_default())?;
+    let Some(device) = rules.lacks(&given) else {
+        return Ok(false);
+    };
+    log::warning(&format!(
+        "linux.resources.devices: the device rules stay as they are: the list of this update takes away \
+         {device}, which config.json gives"
+    ));
+    Ok(true)
 }
 
 /// The kernel takes device rules from nobody else; see [`crate::cgroup::CgroupPlan::adapt`].

@@ -26,7 +26,7 @@ pub use degrade::{Feature, Lost};
 pub use exec::{Join, Joined, exec};
 pub use labels::LabelKind;
 pub use mounts::OVER_PROC;
-pub use print::text;
+pub use print::{text, text_for_log};
 pub use rdt::{Rdt, schema_lines};
 pub use schedule::{MemoryPolicy, Scheduling};
 pub use step::{

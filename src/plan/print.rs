@@ -13,6 +13,18 @@ pub fn text(plan: &Plan) -> String {
     out
 }
 
+/// The same without the arguments of the program, which may be secrets: for logs, which engines keep.
+pub fn text_for_log(plan: &Plan) -> String {
+    let mut plan = plan.clone();
+    let args = &mut plan.process.args;
+    if args.len() > 1 {
+        let told = format!("({} arguments)", args.len() - 1);
+        args.truncate(1);
+        args.push(told);
+    }
+    text(&plan)
+}
+
 fn write_plan(out: &mut String, plan: &Plan) -> std::fmt::Result {
     writeln!(out, "container  {}", plan.id)?;
     writeln!(out, "bundle     {}", plan.bundle.display())?;

@@ -353,7 +353,7 @@ impl Programs {
     /// both allow. `old` must be one of these.
     ///
     /// # Errors
-    /// The errno of the first step: the old program is in force then.
+    /// The errno of the step that failed: the old program alone is in force then.
     pub fn replace(
         &self,
         cgroup: BorrowedFd<'_>,
@@ -366,13 +366,26 @@ impl Programs {
         }
         let flags = BPF_F_ALLOW_MULTI | BPF_F_REPLACE;
         match change(BPF_PROG_ATTACH, cgroup, new, flags, Some(old)) {
-            Err(Errno::EINVAL) => {
-                attach_device_program(cgroup, new)?;
-                detach_device_program(cgroup, old)
-            }
+            Err(Errno::EINVAL) => replace_in_two_steps(cgroup, old, new),
             other => other,
         }
     }
+}
+
+/// [`Programs::replace`] for kernels before Linux 5.6.
+///
+/// # Errors
+/// The errno of the step that failed. If it is the second one, the new program is taken off again.
+pub fn replace_in_two_steps(
+    cgroup: BorrowedFd<'_>,
+    old: BorrowedFd<'_>,
+    new: BorrowedFd<'_>,
+) -> Result<(), Errno> {
+    attach_device_program(cgroup, new)?;
+    detach_device_program(cgroup, old).inspect_err(|_| {
+        // It was attached a moment ago; who is refused this is told of the first refusal.
+        let _ = detach_device_program(cgroup, new);
+    })
 }
 
 fn by_id(id: u32) -> Result<OwnedFd, Errno> {

@@ -548,8 +548,8 @@ fn without_a_process_it_is_created_and_cannot_be_started() {
 #[test]
 fn debug_tells_what_is_done() {
     isorun_only!("its steps are isorun's");
-    let bundle = Bundle::sh("true");
-    bundle.write();
+    let mut bundle = Bundle::new();
+    bundle.args(&["sh", "-c", "true", "a-secret"]).write();
     let log = bundle.host("log");
     let dir = bundle.bundle_dir();
     let run = |debug: &[&str]| {
@@ -580,5 +580,11 @@ fn debug_tells_what_is_done() {
         "{told}"
     );
     assert!(pivot(&stderr), "{stderr}");
+    // Engines keep the log: the program's arguments are not for it.
+    assert!(
+        !told.contains("a-secret") && !stderr.contains("a-secret"),
+        "{told}"
+    );
+    assert!(told.contains("plan: program    sh (3 arguments)"), "{told}");
     assert_eq!(run(&[]), (String::new(), String::new()));
 }

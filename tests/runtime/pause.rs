@@ -236,3 +236,25 @@ fn kill_all_reaches_everyone() {
     let out = bundle.kill("KILL").code(1);
     assert!(out.stderr.contains("container not running"), "{out:#?}");
 }
+
+/// SIGKILL to a stopped container that shares its pid namespace finds nobody left in its cgroup, which is
+/// as well; without the cgroup, and with another signal, it is refused.
+#[test]
+fn kill_with_nobody_left() {
+    since_runc!(1, 2, "the kill of all processes without a pid namespace");
+    let mut bundle = Bundle::sh("true");
+    bundle.without_namespace("pid");
+    bundle.run_detached().ok();
+    bundle.wait_status("stopped");
+    bundle.kill("KILL").ok();
+    assert_eq!(bundle.status(), "stopped");
+    let out = bundle.kill("TERM").code(1);
+    assert!(out.stderr.contains("container not running"), "{out:#?}");
+    bundle.delete().ok();
+    let own = Bundle::sh("true");
+    own.run_detached().ok();
+    own.wait_status("stopped");
+    let out = own.kill("KILL").code(1);
+    assert!(out.stderr.contains("container not running"), "{out:#?}");
+    own.delete().ok();
+}

@@ -298,6 +298,16 @@ impl Unit {
         reply.map(drop).map_err(|refused| refused.error(&doing))
     }
 
+    /// Waits until systemd has written to the cgroup what [`Unit::set`] has asked for, which it does after
+    /// its answer: before it takes the next message it goes through the queue of cgroups that changed
+    /// (manager_loop in systemd's src/core/manager.c). So it is done when it answers anything at all.
+    ///
+    /// # Errors
+    /// It cannot be reached.
+    pub fn settle(&self) -> Result<()> {
+        Systemd::detect(self.user).map(drop)
+    }
+
     /// Lets systemd move process `pid` into the unit's cgroup, or the one below it of this name (with a
     /// slash before it): where this process may not do it, because the two are not below one cgroup
     /// that is its own.

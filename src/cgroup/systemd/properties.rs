@@ -119,7 +119,10 @@ fn quota(rows: &[&Write], version: u32, found: &mut Vec<(String, Value)>) {
 /// A list like `0-3,7` as bits, the first of the first byte for number 0.
 fn bits(list: &str) -> Option<Vec<u8>> {
     let numbers: BTreeSet<u32> = readback::set(list)?;
-    let last = *numbers.last()?;
+    let Some(&last) = numbers.last() else {
+        // None at all is systemd's word for no limit.
+        return Some(Vec::new());
+    };
     let mut bytes = vec![0; last as usize / 8 + 1];
     for number in numbers {
         bytes[number as usize / 8] |= 1 << (number % 8);

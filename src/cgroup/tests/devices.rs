@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::super::devices::Devices;
 use super::super::*;
-use super::kernel::{can_v1, inside_v2, name, planned};
+use super::kernel::{Shell, can_v1, inside_v2, name, planned};
 use super::resources;
 use crate::sys::bpf::{self, Programs};
 
@@ -121,6 +121,86 @@ fn a_change_is_taken_back() {
     assert_eq!(ids(placed), [there.attached[0].id]);
     changed.renew().unwrap();
     assert_eq!(ids(placed).len(), 1);
+    placed.remove().unwrap();
+}
+
+/// Before Linux 5.6 the second step may fail: nothing of the first is left then.
+#[test]
+fn half_a_replacement_is_taken_off() {
+    if !inside_v2("devices::half_a_replacement_is_taken_off") {
+        return;
+    }
+    let none = json!([{"allow": false, "access": "rwm"}]);
+    let cgroup = cgroup("half", &none);
+    let placed = cgroup.placed();
+    let before = ids(placed);
+    let dir = fs::File::open(&placed.dirs[0].path).unwrap();
+    let program = rules(&asked(none)).program().unwrap();
+    let load = || bpf::load_device_program(&program).unwrap();
+    let (elsewhere, new) = (load(), load());
+    let failed = bpf::replace_in_two_steps(dir.as_fd(), elsewhere.as_fd(), new.as_fd());
+    assert_eq!(failed, Err(nix::errno::Errno::ENOENT));
+    assert_eq!(ids(placed), before);
+    // And with the one that is there.
+    let there = Programs::of(dir.as_fd()).unwrap();
+    let old = there.attached[0].program.as_fd();
+    bpf::replace_in_two_steps(dir.as_fd(), old, new.as_fd()).unwrap();
+    assert!(ids(placed).len() == 1 && ids(placed) != before);
+    placed.remove().unwrap();
+}
+
+/// v1 does not tell what it denies on top of everything allowed: after a change is taken back, and after
+/// somebody else (systemd) has allowed all, it is denied again.
+#[test]
+fn what_v1_denies_is_denied_again() {
+    if !can_v1() {
+        return;
+    }
+    let but = |names: &[(i64, i64)]| {
+        let mut list = vec![json!({"allow": true, "access": "rwm"})];
+        list.extend(names.iter().map(|(major, minor)| {
+            json!({"allow": false, "type": "c", "major": major, "minor": minor, "access": "rw"})
+        }));
+        Value::Array(list)
+    };
+    // kmsg, and one that nobody opens.
+    let (kmsg, other) = (but(&[(1, 11)]), but(&[(10, 250)]));
+    let (_, plan) = planned(&format!("/{}", name("again")), json!({"devices": kmsg}));
+    let Some(at) = plan.dirs.iter().position(|dir| dir.devices.is_some()) else {
+        return println!("skipped: no devices controller of v1");
+    };
+    let mut shell = Shell::new();
+    let mut open = || {
+        shell.tell("(: < /dev/kmsg) 2>/dev/null && echo open || echo refused");
+        shell.line()
+    };
+    if open() != "open" {
+        return println!("skipped: kmsg cannot be opened here");
+    }
+    let cgroup = Cgroup::create(&plan).unwrap();
+    let placed = cgroup.placed();
+    let dir = &placed.dirs[at];
+    cgroup.join(shell.pid()).unwrap();
+    let mut open = || {
+        shell.tell("(: < /dev/kmsg) 2>/dev/null && echo open || echo refused");
+        shell.line()
+    };
+    assert_eq!(open(), "refused");
+    let known = rules(&asked(kmsg));
+    for new in [other, json!([{"allow": false, "access": "rwm"}])] {
+        let new = rules(&asked(new));
+        let changed = placed.change_devices(dir, &new, &known).unwrap();
+        placed.undo_devices(changed);
+        assert_eq!(open(), "refused", "{new:?}");
+    }
+    let both = rules(&asked(but(&[(1, 11), (10, 250)])));
+    let changed = placed.change_devices(dir, &both, &known).unwrap();
+    fs::write(dir.path.join("devices.allow"), "a").unwrap();
+    assert_eq!(open(), "open");
+    changed.renew().unwrap();
+    assert_eq!(open(), "refused");
+    drop(shell);
+    placed.kill().unwrap();
     placed.remove().unwrap();
 }
 

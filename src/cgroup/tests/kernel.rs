@@ -17,11 +17,11 @@ use super::linux;
 const INSIDE: &str = "ISORUN_TEST_V2";
 
 /// A name below which nobody else works.
-pub(super) fn name(test: &str) -> String {
+pub(in crate::cgroup) fn name(test: &str) -> String {
     format!("isorun-test-{}-{test}", std::process::id())
 }
 
-pub(super) fn planned(path: &str, resources: Value) -> (Hierarchies, CgroupPlan) {
+pub(in crate::cgroup) fn planned(path: &str, resources: Value) -> (Hierarchies, CgroupPlan) {
     let linux = linux(json!({"cgroupsPath": path, "resources": resources}));
     let host = detect(Some(&linux)).unwrap();
     let plan = plan(Some(&linux), "c", &host).unwrap();
@@ -29,7 +29,7 @@ pub(super) fn planned(path: &str, resources: Value) -> (Hierarchies, CgroupPlan)
 }
 
 /// True with a writable hierarchy of v1, after telling why not.
-pub(super) fn can_v1() -> bool {
+pub(in crate::cgroup) fn can_v1() -> bool {
     let host = detect(None).unwrap();
     let why = match (nix::unistd::geteuid().is_root(), host.mode) {
         (false, _) => "not root",
@@ -73,10 +73,10 @@ pub(super) fn inside_v2(test: &str) -> bool {
 }
 
 /// A shell that does what it is told line by line on its standard input, killed at the end.
-struct Shell(Child);
+pub(super) struct Shell(Child);
 
 impl Shell {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let child = Command::new("sh")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -85,16 +85,16 @@ impl Shell {
         Self(child.unwrap())
     }
 
-    fn pid(&self) -> i32 {
+    pub(super) fn pid(&self) -> i32 {
         self.0.id() as i32
     }
 
-    fn tell(&mut self, line: &str) {
+    pub(super) fn tell(&mut self, line: &str) {
         writeln!(self.0.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
 
     /// The next line that it prints.
-    fn line(&mut self) -> String {
+    pub(super) fn line(&mut self) -> String {
         use std::io::Read;
         let out = self.0.stdout.as_mut().unwrap();
         let mut text = Vec::new();

@@ -1,7 +1,7 @@
 //! Tests of the manager: pure ones on captured hosts, and ones on the running kernel.
 
 mod devices;
-mod kernel;
+pub(super) mod kernel;
 mod pure;
 mod rules;
 
@@ -63,6 +63,6 @@ fn linux(value: Value) -> Linux {
     serde_json::from_value(value).unwrap()
 }
 
-fn resources(value: Value) -> Linux {
+pub(super) fn resources(value: Value) -> Linux {
     linux(json!({ "resources": value }))
 }

@@ -282,3 +282,32 @@ fn the_kernel_loads_the_programs() {
             .unwrap_or_else(|e| panic!("{e}: {rules:?}"));
     }
 }
+
+#[test]
+fn rules_that_take_something_away() {
+    let deny = json!({"allow": false, "access": "rwm"});
+    let all = json!({"allow": true, "access": "rwm"});
+    let gpu = json!({"allow": true, "type": "c", "major": 195, "minor": 0, "access": "rw"});
+    let gpus = json!({"allow": true, "type": "c", "major": 195, "access": "rw"});
+    let read = json!({"allow": true, "type": "c", "major": 195, "minor": 0, "access": "r"});
+    let zeros = json!({"allow": true, "type": "b", "minor": 0, "access": "r"});
+    let disks = json!({"allow": false, "type": "b", "major": 8, "access": "rwm"});
+    for (asked, given, want) in [
+        (json!([deny]), json!([deny]), None),
+        (json!([deny, gpu]), json!([deny]), None),
+        (json!([deny]), json!([deny, gpu]), Some("c 195:0 rw")),
+        (json!([deny, read]), json!([deny, gpu]), Some("c 195:0 w")),
+        (json!([deny, gpus]), json!([deny, gpu]), None),
+        (json!([deny, gpu]), json!([deny, gpus]), Some("c 195:* rw")),
+        (json!([all]), json!([deny, gpus]), None),
+        (json!([deny, gpu]), json!([all]), Some("b *:* rw")),
+        // The same devices in another order, and by other entries.
+        (json!([deny, gpu, read]), json!([deny, read, gpu]), None),
+        (json!([deny, gpus, gpu]), json!([deny, gpus]), None),
+        // Where a major of the one meets a minor of the other.
+        (json!([all, disks]), json!([deny, zeros]), Some("b 8:0 r")),
+    ] {
+        let got = devices(asked.clone()).lacks(&devices(given.clone()));
+        assert_eq!(got.as_deref(), want, "{asked} {given}");
+    }
+}
