@@ -5,7 +5,7 @@ use std::fs;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Bundle, Output, View, cgroup_dir, is_zombie, view, wait_for};
+use crate::harness::{Bundle, Output, View, cgroup_dir, copy_program, is_zombie, view, wait_for};
 
 /// A container that runs and does nothing.
 pub fn idle() -> Bundle {
@@ -241,7 +241,7 @@ fn flags() {
     let out = exec_with(&bundle, &["--user", "1000"], &["id", "-g"]).ok();
     assert_eq!(out.text(), "0", "the group stays");
     // PATH is the process's own, also where the program is looked for.
-    fs::copy(bundle.rootfs("/bin/busybox"), bundle.rootfs("/root/echo")).unwrap();
+    copy_program(&bundle.rootfs("/bin/busybox"), &bundle.rootfs("/root/echo"));
     let out = exec_with(&bundle, &["-e", "PATH=/root"], &["echo", "found"]).ok();
     assert_eq!(out.text(), "found");
     exec_with(&bundle, &["-e", "PATH=/none"], &["echo"]).code(255);

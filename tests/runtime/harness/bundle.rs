@@ -1,5 +1,6 @@
 //! A bundle in a directory of its own, and the container made of it.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -30,13 +31,27 @@ const APPLETS: &str = "[ awk cat chmod chown cut date dd echo env expr false fin
     kill ln ls mkdir mknod mount od ps pwd readlink rm sed seq setsid sh sleep sort stat tail test touch \
     tr true umount uname wc";
 
+/// Copies a program. Not by this process: a test beside this one that forks would for a moment hold the
+/// copy open for writing, and who executes it then gets ETXTBSY.
+pub fn copy_program(from: &Path, to: &Path) {
+    let copied = Command::new(super::busybox())
+        .args([OsStr::new("cp"), from.as_os_str(), to.as_os_str()])
+        .status()
+        .expect("tests need busybox-static at /bin/busybox");
+    assert!(
+        copied.success(),
+        "copy {} to {}",
+        from.display(),
+        to.display()
+    );
+}
+
 /// Fills `root` with busybox, its applets, and the directories that an image has.
 pub fn busybox_tree(root: &Path) {
     for dir in ["bin", "etc", "proc", "sys", "dev", "tmp", "root", "run"] {
         fs::create_dir_all(root.join(dir)).unwrap();
     }
-    let copied = fs::copy(super::busybox(), root.join("bin/busybox"));
-    copied.expect("tests need busybox-static at /bin/busybox");
+    copy_program(&super::busybox(), &root.join("bin/busybox"));
     for applet in APPLETS.split_whitespace() {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
@@ -169,7 +184,7 @@ impl Bundle {
 
     /// Puts the probe program at /probe; the reason when it cannot be built.
     pub fn add_probe(&self) -> Result<(), &'static str> {
-        fs::copy(probe()?, self.rootfs("/probe")).unwrap();
+        copy_program(probe()?, &self.rootfs("/probe"));
         Ok(())
     }
 

@@ -10,7 +10,7 @@ mod pty;
 mod run;
 pub mod systemd;
 
-pub use bundle::{Bundle, busybox_tree};
+pub use bundle::{Bundle, busybox_tree, copy_program};
 pub use hostmounts::{chown_tree, run_after, run_flags_after, script_apart};
 pub use leaks::{cgroups_named, is_zombie, processes_tagged};
 pub use mountinfo::{Mount, mount_at, parse_mountinfo};
