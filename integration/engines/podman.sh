@@ -151,7 +151,7 @@ pod() {
 pod_of_pids() {
 	p pod create --name pids --infra-image "$i" --infra-command 'sleep 1000' --network none --share ipc,net,uts,pid >/dev/null
 	p run -d --pod pids --name c "$i" sleep 2000 >/dev/null
-	p run --rm --pod pids "$i" sh -c 'pgrep -f "sleep [12]000" | wc -l'
+	p run --rm --pod pids "$i" sh -c 'ps | grep -c "sleep [12]000"'
 	p pod rm -f -t 0 pids >/dev/null
 }
 # kube MANIFEST: two containers and one that prepares, with all that a manifest may ask for offline.

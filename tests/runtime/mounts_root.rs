@@ -84,6 +84,11 @@ fn propagation_of_a_bind_in_all_values() {
 /// asks for it: the mount is of the host's peer group, and no slave of it.
 #[test]
 fn binds_of_a_shared_root_are_peers_of_the_hosts() {
+    since_runc!(
+        1,
+        3,
+        "the root is made a slave, and what was bound in it, too"
+    );
     for (root, options, top, below) in [
         (
             "rshared",
