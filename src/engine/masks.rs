@@ -93,7 +93,8 @@ impl Masks {
     }
 }
 
-/// Makes `path` a read-only mount of itself; a path that is not there is left alone.
+/// Makes `path` a read-only mount of itself; a path that is not there is left alone. Mounts below it stay
+/// what `mounts` made them, as under runc and crun.
 ///
 /// # Errors
 /// A sentence with the path and the errno.
@@ -104,7 +105,7 @@ pub fn readonly_path(root: &Root, path: &str) -> Result<()> {
         other => other.map_err(fail)?,
     };
     let made = open_tree_clone(target.as_fd(), c"", true).and_then(|tree| {
-        mount_setattr(tree.as_fd(), true, attr::RDONLY, 0, 0)?;
+        mount_setattr(tree.as_fd(), false, attr::RDONLY, 0, 0)?;
         move_mount(tree.as_fd(), target.as_fd())
     });
     match made {

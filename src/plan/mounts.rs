@@ -9,7 +9,9 @@ use super::labels;
 use super::step::{Action, Device, IdMapping, Mount, MountKind, NodeAsked, Step};
 use crate::cgroup;
 use crate::error::{Error, Result};
-use crate::spec::mounts::{IdMap, MountOptions, PropagationKind, parse_mount, propagation};
+use crate::spec::mounts::{
+    IdMap, MountOptions, Propagation, PropagationKind, parse_mount, propagation,
+};
 use crate::spec::names;
 use crate::sys::mount::attr;
 
@@ -419,7 +421,9 @@ pub(super) fn finish(context: &Context<'_>, process: &SpecProcess, before: &[Ste
         .rootfs_propagation()
         .as_deref()
         .filter(|name| !name.is_empty());
-    if let Some(propagation) = asked.and_then(propagation) {
+    // The root is private by then, and what is mounted in it is what its options say, as under runc.
+    let private = |asked: &Propagation| asked.kind == PropagationKind::Private;
+    if let Some(propagation) = asked.and_then(propagation).filter(|asked| !private(asked)) {
         steps.push(
             Action::FinalPropagation {
                 flags: propagation.ms_flags(),

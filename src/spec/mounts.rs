@@ -273,7 +273,12 @@ impl MountOptions {
             }
             Meaning::Atime(value, recursive) => {
                 let (set, clear) = self.attributes(recursive);
-                *set = *set & !attr::ATIME | value;
+                let before = *set & attr::ATIME;
+                // For mount(2) each is a bit of its own, strictatime over noatime over relatime whatever
+                // their order; so for runc, too. Their values here rise alike.
+                if recursive || value > before {
+                    *set = *set & !attr::ATIME | value;
+                }
                 *clear |= attr::ATIME;
             }
             Meaning::NotAtime(value, recursive) => {

@@ -295,6 +295,8 @@ fn of_a_new_file_system() {
         (vec!["nosuid", "nodev", "suid", "dev"], "rw,relatime"),
         (vec!["noatime"], "rw,noatime"),
         (vec!["noatime", "atime"], "rw,relatime"),
+        (vec!["noatime", "relatime"], "rw,noatime"),
+        (vec!["strictatime", "noatime", "relatime"], "rw"),
         (vec!["strictatime", "nodiratime"], "rw,nodiratime"),
         (vec!["nosymfollow"], "rw,relatime,nosymfollow"),
     ] {

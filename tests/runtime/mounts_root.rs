@@ -100,6 +100,7 @@ fn binds_of_a_shared_root_are_peers_of_the_hosts() {
         ("shared", &["rbind"], "shared", "shared"),
         ("shared", &["rbind", "slave"], "master", "shared"),
         ("rslave", &["rbind", "rshared"], "master", "master"),
+        ("rprivate", &["rbind", "rshared"], "shared", "shared"),
     ] {
         let mut bundle = table();
         let tree = bundle.host("tree").to_str().unwrap().to_string();

@@ -117,6 +117,18 @@ fn readonly_paths() {
     assert!(mount_at(&parse_mountinfo(table), "/data").has(&["ro"]));
 }
 
+/// A mount below says itself whether it is read-only.
+#[test]
+fn readonly_path_leaves_the_mounts_below() {
+    let mut bundle = Bundle::sh(
+        "echo x > /data/file || echo refused; echo kept > /data/in/file && cat /data/in/file",
+    );
+    fs::create_dir_all(bundle.rootfs("/data/in")).unwrap();
+    bundle.mount("/data/in", "tmpfs", "tmpfs", &["nosuid"]);
+    bundle.set("/linux/readonlyPaths", json!(["/data"]));
+    assert_eq!(bundle.run().ok().text(), "refused\nkept");
+}
+
 #[test]
 fn readonly_path_keeps_the_flags_of_its_mount() {
     let mut bundle = Bundle::new();
