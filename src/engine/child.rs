@@ -394,7 +394,7 @@ impl Child<'_> {
 
     fn hide(&mut self, path: &str, label: Option<&str>) -> Result<()> {
         if self.masks.is_none() {
-            self.masks = Some(Masks::prepare(label)?);
+            self.masks = Some(Masks::prepare(label, self.shared)?);
         }
         match (&mut self.masks, &self.root) {
             (Some(masks), Some(root)) => masks.hide(root, path),

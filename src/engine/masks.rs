@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
+use nix::mount::{MsFlags, mount as mount2};
 use nix::sys::stat::fstat;
 
 use super::mounts::{denied, new_filesystem};
@@ -10,6 +11,8 @@ use super::mounts_old as old;
 use super::root::Root;
 use crate::error::{Error, Result};
 use crate::sys::mount::{attr, mount_setattr, move_mount, open_tree_clone};
+
+const NONE: Option<&str> = None;
 
 /// Hides paths of the container: files by /dev/null, directories by an empty read-only directory.
 #[derive(Default)]
@@ -21,15 +24,18 @@ pub struct Masks {
     empty: Option<OwnedFd>,
     /// Its SELinux label.
     label: Option<String>,
+    /// Mounts are shared with the host's.
+    shared: bool,
 }
 
 impl Masks {
     /// Opens what hides files. Hiding happens before the host's root goes, because kernels before
-    /// Linux 6.15 copy only mounts that are attached.
+    /// Linux 6.15 copy only mounts that are attached. `shared`: what is mounted in the container shows on the
+    /// host.
     ///
     /// # Errors
     /// When the host's /dev/null is not the null device.
-    pub fn prepare(label: Option<&str>) -> Result<Self> {
+    pub fn prepare(label: Option<&str>, shared: bool) -> Result<Self> {
         let flags = nix::fcntl::OFlag::O_PATH
             | nix::fcntl::OFlag::O_NOFOLLOW
             | nix::fcntl::OFlag::O_CLOEXEC;
@@ -46,6 +52,7 @@ impl Masks {
             null: Some(null),
             empty: None,
             label: label.map(str::to_string),
+            shared,
         })
     }
 
@@ -66,7 +73,15 @@ impl Masks {
         let Some(null) = &self.null else {
             return Err(fail(Errno::ENODEV));
         };
-        old::bind_plain(null.as_fd(), target.as_fd()).map_err(fail)
+        old::bind_plain(null.as_fd(), target.as_fd()).map_err(fail)?;
+        if self.shared {
+            // It would be a peer of the host's /dev: what the container mounts on it, the host would find
+            // on its null device.
+            let made = root.open(path).map_err(fail)?;
+            let name = old::fd_path(made.as_fd());
+            mount2(NONE, name.as_str(), NONE, MsFlags::MS_PRIVATE, NONE).map_err(fail)?;
+        }
+        Ok(())
     }
 
     fn hide_directory(&mut self, target: &OwnedFd) -> nix::Result<()> {

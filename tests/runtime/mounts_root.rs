@@ -118,6 +118,16 @@ fn binds_of_a_shared_root_are_peers_of_the_hosts() {
     }
 }
 
+/// What hides a file is the host's null device: a mount on it would be seen on the host.
+#[test]
+fn a_mask_of_a_shared_root_is_no_peer_of_the_hosts_devices() {
+    let mut bundle = table();
+    bundle.set("/linux/rootfsPropagation", json!("shared"));
+    bundle.set("/linux/maskedPaths", json!(["/proc/keys"]));
+    let out = run_after(&bundle, "mount --make-rshared /").ok();
+    assert_eq!(propagation(&out.stdout, "/proc/keys"), "");
+}
+
 #[test]
 fn propagation_of_a_new_file_system() {
     for (option, expected) in [
