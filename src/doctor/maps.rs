@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use nix::unistd::{Pid, getegid, geteuid};
 
 use super::run::Tried;
-use crate::host::{IdRange, facts::SubIds};
+use crate::host::{IdMap, facts::SubIds};
 use crate::sys::process;
 
 /// How many ids an image may need.
@@ -44,12 +44,12 @@ pub fn range(pid: Pid) -> Option<Tried> {
 fn direct(pid: Pid) -> Option<Tried> {
     let longest = |file: &str| {
         let text = std::fs::read_to_string(file).unwrap_or_default();
-        let map = IdRange::parse(&text);
+        let map = IdMap::parse(&text);
         map.into_iter().max_by_key(|range| range.count)
     };
     let uids = longest("/proc/self/uid_map").filter(|range| range.count > 1)?;
     let gids = longest("/proc/self/gid_map").filter(|range| range.count > 1)?;
-    let line = |range: IdRange| format!("0 {} {}\n", range.inside, range.count.min(RANGE));
+    let line = |range: IdMap| format!("0 {} {}\n", range.inside, range.count.min(RANGE));
     Some(
         write(pid, "gid_map", &line(gids))
             .and_then(|()| write(pid, "uid_map", &line(uids)))

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +23,10 @@ use crate::sys::clone::{fork_into, single_threaded};
 use crate::sys::process;
 
 /// Longer than all groups together take on a slow machine; whoever needs more hangs.
-const LIMIT: Duration = Duration::from_secs(3);
+const LIMIT: Duration = Duration::from_secs(10);
+/// How long the end of a killed process is waited for. One that sleeps uninterruptibly in the kernel (a
+/// file system whose server is gone) does not end: it is left to whoever inherits it.
+const GONE: Duration = Duration::from_millis(500);
 
 /// Answers by the probe's name.
 pub type Answers = BTreeMap<String, Outcome>;
@@ -172,11 +175,8 @@ fn killed(pid: Pid) -> Option<String> {
     loop {
         match waitpid(pid, None) {
             Err(Errno::EINTR) => {}
-            Ok(WaitStatus::Signaled(_, signal, _)) => return Some(signal.to_string()),
-            Ok(WaitStatus::Exited(_, code)) if code != 0 => {
-                return Some(format!("exit status {code}"));
-            }
-            _ => return None,
+            Ok(status) => return end(&status),
+            Err(_) => return None,
         }
     }
 }
@@ -221,7 +221,7 @@ pub fn groups(groups: &[Group<'_>]) -> Result<Answers> {
         // Also where it has ended: what it forked may still be there.
         let hung = one.open;
         let _ = nix::sys::signal::killpg(one.pid, Signal::SIGKILL);
-        let how = killed(one.pid);
+        let how = reap(one.pid);
         collect(&one, how.filter(|_| !hung), &mut answers);
     }
     Ok(answers)
@@ -262,7 +262,31 @@ fn start(group: &Group<'_>) -> nix::Result<Running> {
 fn stop(running: &[Running]) {
     for one in running {
         let _ = nix::sys::signal::killpg(one.pid, Signal::SIGKILL);
-        let _ = killed(one.pid);
+        let _ = reap(one.pid);
+    }
+}
+
+/// As [`killed`], for a process that was sent SIGKILL: waits no longer than [`GONE`].
+fn reap(pid: Pid) -> Option<String> {
+    let deadline = Instant::now() + GONE;
+    loop {
+        match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
+            Err(Errno::EINTR) => {}
+            Ok(WaitStatus::StillAlive) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Ok(status) => return end(&status),
+            Err(_) => return None,
+        }
+    }
+}
+
+/// How a process ended, where that was not well.
+fn end(status: &WaitStatus) -> Option<String> {
+    match status {
+        WaitStatus::Signaled(_, signal, _) => Some(signal.to_string()),
+        WaitStatus::Exited(_, code) if *code != 0 => Some(format!("exit status {code}")),
+        _ => None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The verdict on platforms that are not this machine: facts and answers by hand, from what is published
 //! about each (docs/doctor.md has the sources).
 
+mod calls;
 mod user;
 
 use std::collections::BTreeMap;
@@ -460,32 +461,6 @@ fn a_container_in_a_user_namespace_is_a_container() {
         "root.mount",
         &[remedy],
     );
-}
-
-#[test]
-fn what_is_no_loss() {
-    let mut machine = Machine::root();
-    for extra in [
-        "landlock",
-        "new.clone3",
-        "root.time",
-        "seccomp.listener",
-        "user.mknod",
-    ] {
-        machine.fails(extra, libc::ENOSYS);
-    }
-    check("extras", &machine, Full, &[], "", &[]);
-    let verdict = judge(&machine.host, &machine.probed);
-    let told = verdict
-        .findings
-        .iter()
-        .filter(|one| one.meaning == Meaning::Without);
-    assert_eq!(told.count(), 5, "they are told nevertheless");
-    // Where root makes no device nodes, something is lost.
-    machine.fails("root.mknod", EPERM);
-    let (mode, restrictions, first, _) = machine.judged();
-    assert_eq!((mode, first.as_str()), (Degraded, "root.mknod"));
-    assert_eq!(restrictions, [Unknown]);
 }
 
 #[test]

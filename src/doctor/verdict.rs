@@ -328,6 +328,10 @@ impl Judge<'_> {
         let said = |call: &&'static str| {
             let outcome = self.probed.probes.get(&format!("{ASKED}.{call}"))?;
             match outcome.result {
+                // A kernel that is too old for the call says so itself.
+                Answer::Failed if outcome.errno == Some(libc::ENOSYS) && self.is_too_old(call) => {
+                    None
+                }
                 Answer::Failed => Some((*call, errno_name(outcome.errno?))),
                 Answer::Crashed => Some((*call, "by a signal".into())),
                 _ => None,
@@ -335,6 +339,11 @@ impl Judge<'_> {
         };
         // clone cannot be asked without doing it; whoever denies namespaces to it denies unshare, too.
         probe.calls.iter().find_map(said)
+    }
+
+    fn is_too_old(&self, call: &str) -> bool {
+        let version = self.facts.version();
+        version.is_some_and(|version| version < crate::sys::ask::since(call))
     }
 
     fn lacking(&self, probe: &Probe) -> (Option<Restriction>, String) {

@@ -146,7 +146,7 @@ pub fn compare(birth: &Birth, pid: Pid) -> Result<()> {
         let path = format!("/proc/{pid}/{file}");
         let text =
             std::fs::read_to_string(&path).map_err(|error| Error::io("read", &path, &error))?;
-        let mut there = parse(&text);
+        let mut there = IdMap::parse(&text);
         let mut stated = stated.clone();
         there.sort_by_key(|line| line.inside);
         stated.sort_by_key(|line| line.inside);
@@ -159,19 +159,6 @@ pub fn compare(birth: &Birth, pid: Pid) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn parse(text: &str) -> Vec<IdMap> {
-    let line = |line: &str| {
-        let mut numbers = line.split_ascii_whitespace().map(str::parse::<u32>);
-        let mut next = || numbers.next()?.ok();
-        Some(IdMap {
-            inside: next()?,
-            outside: next()?,
-            count: next()?,
-        })
-    };
-    text.lines().filter_map(line).collect()
 }
 
 #[cfg(test)]
@@ -193,9 +180,9 @@ mod tests {
             },
         ];
         assert_eq!(text(&map), "0 1000 1\n1 100000 65536\n");
-        assert_eq!(parse(&text(&map)), map);
+        assert_eq!(IdMap::parse(&text(&map)), map);
         assert_eq!(
-            parse("         0          0 4294967295\n")[0].count,
+            IdMap::parse("         0          0 4294967295\n")[0].count,
             u32::MAX
         );
     }

@@ -170,6 +170,15 @@ impl Facts {
         }
     }
 
+    /// The kernel's version and patch level; none where its release does not begin with them.
+    pub fn version(&self) -> Option<(u32, u32)> {
+        let mut numbers = self
+            .kernel
+            .split(|c: char| !c.is_ascii_digit())
+            .map(str::parse);
+        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+    }
+
     /// A parameter's value, by its dotted name.
     pub fn sysctl(&self, name: &str) -> Option<&str> {
         self.sysctls.get(name).map(String::as_str)

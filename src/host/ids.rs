@@ -66,18 +66,18 @@ impl TryFrom<String> for Caps {
     }
 }
 
-/// One line of /proc/PID/uid_map or gid_map.
+/// A line of an id map, of this process or of a container to be made: user_namespaces(7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IdRange {
-    /// The first id in the user namespace.
+pub struct IdMap {
+    /// First id in the user namespace.
     pub inside: u32,
-    /// The same id in the namespace above.
+    /// The same id in the namespace above, for a container: outside.
     pub outside: u32,
-    /// How many ids.
+    /// How many.
     pub count: u32,
 }
 
-impl IdRange {
+impl IdMap {
     /// All ids, as the initial user namespace maps them.
     pub const ALL: Self = Self {
         inside: 0,
@@ -118,15 +118,15 @@ mod tests {
 
     #[test]
     fn lines_of_a_map() {
-        let map = IdRange::parse("         0       1000          1\n 1 100000 65536\nx\n");
+        let map = IdMap::parse("         0       1000          1\n 1 100000 65536\nx\n");
         assert_eq!(map.len(), 2);
         assert_eq!(
             (map[1].inside, map[1].outside, map[1].count),
             (1, 100_000, 65536)
         );
         assert_eq!(
-            IdRange::parse("         0          0 4294967295\n"),
-            [IdRange::ALL]
+            IdMap::parse("         0          0 4294967295\n"),
+            [IdMap::ALL]
         );
     }
 }

@@ -11,7 +11,7 @@ mod probed;
 use serde::{Deserialize, Serialize};
 
 pub use facts::Facts;
-pub use ids::{Caps, IdRange};
+pub use ids::{Caps, IdMap};
 pub use lsm::Lsm;
 pub use probed::{Answer, Outcome, Probed, Restriction, Sandboxing};
 
@@ -47,10 +47,10 @@ pub struct Host {
     pub setgroups_denied: bool,
     /// The user ids that are mapped in that user namespace; empty in the initial one, where all are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub uid_map: Vec<IdRange>,
+    pub uid_map: Vec<IdMap>,
     /// The same for groups.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub gid_map: Vec<IdRange>,
+    pub gid_map: Vec<IdMap>,
     /// The cgroup hierarchies.
     pub cgroups: Hierarchies,
     /// systemd, where it is to manage cgroups.
@@ -84,10 +84,10 @@ impl Host {
             user_namespace: privilege.user_namespace,
             setgroups_denied: privilege.setgroups_denied,
             uid_map: match privilege.user_namespace {
-                true => IdRange::parse(&uid_map),
+                true => IdMap::parse(&uid_map),
                 false => Vec::new(),
             },
-            gid_map: IdRange::parse(&gid_map),
+            gid_map: IdMap::parse(&gid_map),
             cgroups: cgroup::detect(linux)?,
             systemd: None,
             lsm: Lsm::default(),

@@ -13,6 +13,7 @@ use super::degrade::Feature;
 use super::labels::LabelKind;
 use super::schedule::{MemoryPolicy, Scheduling};
 use crate::cgroup::MountView;
+pub use crate::host::IdMap;
 
 /// A step with the ways to go on when the host refuses it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -517,17 +518,6 @@ pub struct CapSets {
     pub permitted: u64,
     /// What passes every execve of an unprivileged program.
     pub ambient: u64,
-}
-
-/// A line of an id map: user_namespaces(7).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IdMap {
-    /// First id in the container.
-    pub inside: u32,
-    /// First id outside.
-    pub outside: u32,
-    /// How many.
-    pub count: u32,
 }
 
 /// A namespace that exists already and is joined by its path.

@@ -60,9 +60,20 @@ pub const CALLS: [Call; 13] = [
     call("seccomp", None, libc::SYS_seccomp, [9999, 0, NONE, 0, 0], &[Errno::EINVAL]),
 ];
 
+/// The first kernel (version, patch level) that has the call `name`; (0, 0) for one that every kernel has
+/// on which isorun runs, or that is not asked for. From the man pages of the calls.
+pub fn since(name: &str) -> (u32, u32) {
+    match name {
+        "open_tree" | "fsopen" => (5, 2),
+        "clone3" => (5, 3),
+        "mount_setattr" => (5, 12),
+        _ => (0, 0),
+    }
+}
+
 impl Call {
-    /// The errno of whoever answers in the kernel's place; none where the kernel itself does, or lacks
-    /// the call (ENOSYS, which a filter may say, too, for calls that every kernel here has).
+    /// The errno of whoever answers in the kernel's place; none where the kernel itself does. ENOSYS may
+    /// be the kernel's own: see [`since`].
     pub fn refused(&self) -> Option<Errno> {
         let [a, b, c, d, e] = self.arguments;
         // SAFETY: every pointer among the arguments is null and every descriptor invalid, so the kernel

@@ -56,6 +56,7 @@ mod resources;
 mod rootfs;
 mod rootless;
 mod safety;
+mod safety_proc;
 mod scheduling;
 mod seccomp;
 mod seccomp_notify;
