@@ -1,0 +1,104 @@
+//! What is sent and what is received, as the two sides' programs see it.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::layout::Layout;
+use crate::memory::Memory;
+use crate::tensor::{SharedTensor, Tensor};
+use crate::wire::{Content, Described, MAX_META, check_name};
+
+/// What is published, asked or answered: a tensor or none, a name, a number, some bytes.
+#[derive(Clone, Default)]
+pub struct Outgoing {
+    pub(crate) tensor: Option<(Arc<Memory>, Layout)>,
+    name: String,
+    tag: u64,
+    meta: Vec<u8>,
+}
+
+/// What came.
+#[derive(Debug)]
+pub struct Received {
+    /// The tensor, if there is one. It is released to its sender when it and its clones are dropped.
+    pub tensor: Option<Tensor>,
+    /// The sender's name for it.
+    pub name: String,
+    /// The sender's number for it.
+    pub tag: u64,
+    /// Bytes of the sender: not looked at.
+    pub meta: Vec<u8>,
+    /// How many messages this subscriber has not got so far, because it was too slow.
+    pub lost: u64,
+}
+
+impl From<&Tensor> for Outgoing {
+    fn from(tensor: &Tensor) -> Self {
+        Self {
+            tensor: Some((tensor.memory().clone(), tensor.layout().clone())),
+            ..Self::default()
+        }
+    }
+}
+
+impl From<&SharedTensor> for Outgoing {
+    fn from(tensor: &SharedTensor) -> Self {
+        Self {
+            tensor: Some((tensor.memory().clone(), tensor.layout().clone())),
+            ..Self::default()
+        }
+    }
+}
+
+impl Outgoing {
+    /// A message without a tensor.
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    /// Names it: at most 255 bytes without control characters.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Numbers it.
+    #[must_use]
+    pub fn tag(mut self, tag: u64) -> Self {
+        self.tag = tag;
+        self
+    }
+
+    /// Adds bytes of your own: at most 2,048.
+    #[must_use]
+    pub fn meta(mut self, meta: impl Into<Vec<u8>>) -> Self {
+        self.meta = meta.into();
+        self
+    }
+
+    pub(crate) fn content(&self) -> Result<Content> {
+        check_name(&self.name).map_err(Error::Name)?;
+        if self.meta.len() > MAX_META {
+            return Err(Error::Layout(format!(
+                "{} bytes of meta, at most {MAX_META} are allowed",
+                self.meta.len()
+            )));
+        }
+        Ok(Content {
+            tensor: self.tensor.as_ref().map(|(memory, layout)| Described {
+                layout: layout.clone(),
+                sharing: memory.sharing(),
+                size: memory.size(),
+            }),
+            lost: 0,
+            tag: self.tag,
+            name: self.name.clone(),
+            meta: self.meta.clone(),
+        })
+    }
+
+    pub(crate) fn memory(&self) -> Option<&Arc<Memory>> {
+        self.tensor.as_ref().map(|(memory, _)| memory)
+    }
+}

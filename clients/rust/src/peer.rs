@@ -1,0 +1,263 @@
+//! One client of an endpoint: what it may have, what it has, what waits for it.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::memory::Memory;
+use crate::message::Outgoing;
+use crate::socket::{self, is_full};
+use crate::wire::{
+    Body, Failure, LOST_AT, MAX_RELEASES, Message, Policy, SEQUENCE_AT, Sharing, Welcome, role,
+};
+
+/// Answers with shared memory that a peer may have without releasing them.
+const MAX_LENT: usize = 65_536;
+
+/// Answers and releases that may wait for a peer that sends and does not read. More than anyone can have open.
+const MAX_WAITING: usize = 4096;
+
+/// A peer that has gone, or must go.
+pub(crate) struct Gone;
+
+pub(crate) struct Peer {
+    pub(crate) socket: Arc<OwnedFd>,
+    /// Nothing before the handshake; then its end is `deadline`.
+    pub(crate) welcome: Option<Welcome>,
+    pub(crate) deadline: Instant,
+    pub(crate) received: u64,
+    sent: u64,
+    /// TENSOR messages that it has not released, and their memory if it is shared.
+    outstanding: HashMap<u64, Option<Arc<Memory>>>,
+    /// Shared memory of answers.
+    lent: HashMap<u64, Arc<Memory>>,
+    queue: VecDeque<Arc<Publication>>,
+    answers: VecDeque<(u64, Answer)>,
+    /// Requests that are not answered.
+    pub(crate) open: u32,
+    due: Vec<u64>,
+    lost: u64,
+    /// Something could not be sent that should have been.
+    pub(crate) blocked: bool,
+}
+
+/// What is published, as bytes: sequence and lost are filled in for each peer.
+pub(crate) struct Publication {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) memory: Option<Arc<Memory>>,
+}
+
+pub(crate) enum Answer {
+    Reply(Outgoing),
+    Failure(Failure),
+}
+
+/// What became of something published.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Offered {
+    Sent,
+    Queued,
+    /// It, or an older one, was dropped.
+    Lost,
+}
+
+impl Peer {
+    pub(crate) fn new(socket: OwnedFd, deadline: Instant) -> Self {
+        Self {
+            socket: Arc::new(socket),
+            welcome: None,
+            deadline,
+            received: 0,
+            sent: 0,
+            outstanding: HashMap::new(),
+            lent: HashMap::new(),
+            queue: VecDeque::new(),
+            answers: VecDeque::new(),
+            open: 0,
+            due: Vec::new(),
+            lost: 0,
+            blocked: false,
+        }
+    }
+
+    pub(crate) fn is_subscriber(&self) -> bool {
+        self.welcome
+            .is_some_and(|welcome| welcome.roles & role::SUBSCRIBER != 0)
+    }
+
+    pub(crate) fn holds(&self) -> usize {
+        self.outstanding.len()
+    }
+
+    pub(crate) fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    /// Whether the next thing published would be sent at once.
+    pub(crate) fn has_room(&self) -> bool {
+        self.queue.is_empty()
+            && self
+                .welcome
+                .is_some_and(|welcome| self.outstanding.len() < welcome.credits as usize)
+    }
+
+    /// Sends one message that is not a tensor's.
+    pub(crate) fn send(&mut self, refers: u64, body: Body) -> rustix::io::Result<()> {
+        let message = Message {
+            sequence: self.sent + 1,
+            refers,
+            body,
+        };
+        socket::send(self.socket.as_fd(), &message.encode(), None)?;
+        self.sent = message.sequence;
+        Ok(())
+    }
+
+    /// Sends what was published, or keeps it, or drops something: never waits.
+    pub(crate) fn offer(&mut self, publication: &Arc<Publication>) -> Result<Offered, Gone> {
+        let Some(welcome) = self.welcome else {
+            return Ok(Offered::Lost);
+        };
+        if self.has_room() && self.send_tensor(publication)? {
+            return Ok(Offered::Sent);
+        }
+        if self.queue.len() < welcome.queue as usize {
+            self.queue.push_back(publication.clone());
+            return Ok(Offered::Queued);
+        }
+        self.lost += 1;
+        if welcome.policy == Policy::DropOldest && self.queue.pop_front().is_some() {
+            self.queue.push_back(publication.clone());
+        }
+        Ok(Offered::Lost)
+    }
+
+    /// False if there is no room in the socket.
+    fn send_tensor(&mut self, publication: &Publication) -> Result<bool, Gone> {
+        let mut bytes = publication.bytes.clone();
+        let sequence = self.sent + 1;
+        bytes[SEQUENCE_AT..SEQUENCE_AT + 8].copy_from_slice(&sequence.to_le_bytes());
+        bytes[LOST_AT..LOST_AT + 8].copy_from_slice(&self.lost.to_le_bytes());
+        let memory = publication.memory.as_ref();
+        let descriptor = memory.map(|memory| memory.fd());
+        match socket::send(self.socket.as_fd(), &bytes, descriptor) {
+            Ok(()) => {}
+            Err(errno) if is_full(errno) => {
+                self.blocked = true;
+                return Ok(false);
+            }
+            Err(_) => return Err(Gone),
+        }
+        self.sent = sequence;
+        let shared = memory.filter(|memory| memory.sharing() == Sharing::Shared);
+        self.outstanding.insert(sequence, shared.cloned());
+        Ok(true)
+    }
+
+    /// Sends what waits, as far as there are credits and room.
+    pub(crate) fn pump(&mut self) -> Result<(), Gone> {
+        self.blocked = false;
+        while !self.due.is_empty() {
+            let count = self.due.len().min(MAX_RELEASES);
+            let part = self.due[..count].to_vec();
+            match self.send(0, Body::Release(part)) {
+                Ok(()) => drop(self.due.drain(..count)),
+                Err(errno) if is_full(errno) => {
+                    self.blocked = true;
+                    return Ok(());
+                }
+                Err(_) => return Err(Gone),
+            }
+        }
+        while let Some((refers, answer)) = self.answers.pop_front() {
+            if !self.send_answer(refers, &answer)? {
+                self.answers.push_front((refers, answer));
+                return Ok(());
+            }
+        }
+        let credits = self.welcome.map_or(0, |welcome| welcome.credits as usize);
+        while self.outstanding.len() < credits {
+            let Some(publication) = self.queue.pop_front() else {
+                break;
+            };
+            if !self.send_tensor(&publication)? {
+                self.queue.push_front(publication);
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers a request; what does not fit now is sent later.
+    pub(crate) fn answer(&mut self, refers: u64, answer: Answer) -> Result<(), Gone> {
+        self.open = self.open.saturating_sub(1);
+        self.refuse(refers, answer)
+    }
+
+    /// The same for a request that was never taken.
+    pub(crate) fn refuse(&mut self, refers: u64, answer: Answer) -> Result<(), Gone> {
+        if self.answers.len() >= MAX_WAITING {
+            return Err(Gone);
+        }
+        self.answers.push_back((refers, answer));
+        self.pump()
+    }
+
+    fn send_answer(&mut self, refers: u64, answer: &Answer) -> Result<bool, Gone> {
+        let (body, memory) = match answer {
+            Answer::Failure(failure) => (Body::Error(failure.clone()), None),
+            // Its limits were checked when it was made.
+            Answer::Reply(outgoing) => match outgoing.content() {
+                Ok(content) => (Body::Reply(content), outgoing.memory()),
+                Err(_) => return Err(Gone),
+            },
+        };
+        let message = Message {
+            sequence: self.sent + 1,
+            refers,
+            body,
+        };
+        let descriptor = memory.map(|memory| memory.fd());
+        match socket::send(self.socket.as_fd(), &message.encode(), descriptor) {
+            Ok(()) => {}
+            Err(errno) if is_full(errno) => {
+                self.blocked = true;
+                return Ok(false);
+            }
+            Err(_) => return Err(Gone),
+        }
+        self.sent = message.sequence;
+        if let Some(memory) = memory
+            && memory.sharing() == Sharing::Shared
+        {
+            if self.lent.len() >= MAX_LENT {
+                return Err(Gone);
+            }
+            self.lent.insert(self.sent, memory.clone());
+        }
+        Ok(true)
+    }
+
+    /// It has released messages of ours.
+    pub(crate) fn released(&mut self, sequences: &[u64]) -> Result<(), Gone> {
+        for sequence in sequences {
+            self.outstanding.remove(sequence);
+            self.lent.remove(sequence);
+        }
+        self.pump()
+    }
+
+    /// We have released a message of its.
+    pub(crate) fn release(&mut self, sequence: u64) -> Result<(), Gone> {
+        if self.due.len() >= MAX_WAITING {
+            return Err(Gone);
+        }
+        self.due.push(sequence);
+        self.pump()
+    }
+}
