@@ -11,7 +11,7 @@ use crate::channel::{Channel, connect_to};
 use crate::error::{Error, Result};
 use crate::memory::{Memory, identity};
 use crate::message::{Outgoing, Received};
-use crate::socket::{self, Incoming, is_full};
+use crate::socket::{self, Incoming, deadline, is_full};
 use crate::tensor::{Lease, Release, Tensor};
 use crate::wire::{
     Body, Content, DEFAULT_QUEUE, Described, Failure, Hello, MAX_CREDITS, MAX_RELEASES, Message,
@@ -88,7 +88,7 @@ fn connect(
     roles: u32,
     options: &ConnectOptions,
 ) -> Result<Arc<Connection>> {
-    let deadline = Instant::now() + options.timeout;
+    let deadline = deadline(options.timeout);
     let queue = options.queue.unwrap_or(DEFAULT_QUEUE);
     if options.credits > MAX_CREDITS || options.queue.is_some_and(|queue| queue > MAX_CREDITS) {
         return Err(Error::Layout(format!(
@@ -115,7 +115,9 @@ fn connect(
     loop {
         match socket::receive(socket.as_fd(), &mut received)? {
             Incoming::Message(message, _) => match message.body {
-                Body::Welcome(welcome) if welcome.version != VERSION || message.refers != 1 => {
+                Body::Welcome(welcome)
+                    if !is_for(&welcome, roles, options) || message.refers != 1 =>
+                {
                     return Err(Error::Malformed("it welcomes somebody else".into()));
                 }
                 Body::Welcome(welcome) => {
@@ -153,6 +155,16 @@ fn connect(
             }
         }
     }
+}
+
+/// Whether a welcome gives what was asked for, and no more.
+fn is_for(welcome: &Welcome, roles: u32, options: &ConnectOptions) -> bool {
+    welcome.version == VERSION
+        && welcome.features == 0
+        && welcome.roles == roles
+        && (options.credits == 0 || welcome.credits <= options.credits)
+        && options.queue.is_none_or(|queue| welcome.queue <= queue)
+        && welcome.policy == options.policy
 }
 
 fn remote(failure: Failure) -> Error {
@@ -218,7 +230,7 @@ impl Connection {
 
     /// Waits for the next message; nothing after the deadline.
     fn next(&self, deadline: Instant, spin: Duration) -> Result<Option<Event>> {
-        let spinning = Instant::now() + spin;
+        let spinning = socket::deadline(spin);
         loop {
             if let Some(event) = self.take()? {
                 return Ok(Some(event));
@@ -407,7 +419,7 @@ impl Subscriber {
 
     /// The next tensor, or [`Error::TimedOut`].
     pub fn recv(&self, timeout: Duration) -> Result<Received> {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline(timeout);
         loop {
             match self.connection.next(deadline, self.spin)? {
                 Some(Event::Content(taken)) if taken.refers == 0 => {
@@ -447,7 +459,7 @@ impl Requester {
     /// Asks and waits for the answer. [`Error::Remote`] is an answer, too; after [`Error::TimedOut`] one that comes
     /// late is dropped, and the next question can be asked.
     pub fn request(&self, question: impl Into<Outgoing>, timeout: Duration) -> Result<Received> {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline(timeout);
         let _turn = self
             .one_at_a_time
             .lock()

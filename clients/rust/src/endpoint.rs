@@ -14,8 +14,12 @@ use crate::memory::Memory;
 use crate::message::{Outgoing, Received};
 use crate::peer::{Answer, Gone, Offered, Peer, Publication};
 use crate::service;
+use crate::socket::deadline;
 use crate::tensor::{Lease, Release, SharedTensor, Tensor};
 use crate::wire::{Body, Content, Failure, MAX_CREDITS, Message, code, role};
+
+/// How often something is looked at that may change without a call.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// What an endpoint allows.
 #[derive(Debug, Clone)]
@@ -250,12 +254,24 @@ impl Endpoint {
         timeout: Duration,
         until: impl Fn(&State) -> bool,
     ) -> (MutexGuard<'_, State>, bool) {
-        let (state, timed_out) = self
-            .shared
-            .changed
-            .wait_timeout_while(self.shared.state(), timeout, |state| !until(state))
-            .unwrap_or_else(PoisonError::into_inner);
-        (state, !timed_out.timed_out())
+        let deadline = deadline(timeout);
+        let mut state = self.shared.state();
+        loop {
+            if until(&state) {
+                return (state, true);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return (state, false);
+            }
+            // Looked at again even if nobody calls: what is waited for may happen at another endpoint.
+            state = self
+                .shared
+                .changed
+                .wait_timeout(state, left.min(LOOK_AGAIN))
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
     }
 
     /// Everyone who is connected just now, those in the handshake excepted.

@@ -11,7 +11,7 @@ use crate::error::{Error, Result, io};
 use crate::wire::Sharing;
 
 /// statfs(2): the file system of every memfd that is not made of huge pages.
-const TMPFS_MAGIC: i64 = 0x0102_1994;
+pub(crate) const TMPFS_MAGIC: i64 = 0x0102_1994;
 
 const FIXED: SealFlags = SealFlags::SHRINK
     .union(SealFlags::GROW)

@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use memmap2::Mmap;
-use rustix::fs::{AtFlags, Dir, FallocateFlags, FileType, Mode, OFlags, fstat, statat};
+use rustix::fs::{AtFlags, Dir, FallocateFlags, FileType, Mode, OFlags, fstat, fstatfs, statat};
 use rustix::io::Errno;
 use safetensors::tensor::{Metadata, TensorInfo};
 
 use crate::channel::{Channel, check_name};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, io};
-use crate::memory::map_file;
+use crate::memory::{TMPFS_MAGIC, map_file};
 use crate::tensor::Tensor;
 
 /// Bytes of a header that are read. The format allows 100 MB.
@@ -200,6 +200,15 @@ impl Channel {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || size < 10 {
             return Err(Error::Safetensors(format!(
                 "{shown} is no safetensors file"
+            )));
+        }
+        // A hole is nobody's memory until it is read, and then the reader's. Other file systems may compress.
+        let file_system = fstatfs(&file).map_err(io(format!("fstatfs {shown}")))?;
+        let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
+        if file_system.f_type as i64 == TMPFS_MAGIC && blocks.saturating_mul(512) < size {
+            return Err(Error::Safetensors(format!(
+                "{shown} has {size} bytes of which only {} are allocated",
+                blocks.saturating_mul(512)
             )));
         }
         Ok((file.into(), size))

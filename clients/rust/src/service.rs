@@ -12,7 +12,7 @@ use crate::endpoint::{Shared, State, Waiting, failure};
 use crate::error::Error;
 use crate::memory::Memory;
 use crate::peer::Peer;
-use crate::socket::{self, Incoming, timespec};
+use crate::socket::{self, Incoming, deadline, timespec};
 use crate::wire::{
     Body, DEFAULT_QUEUE, Failure, Hello, MAX_CREDITS, Message, VERSION, Welcome, code,
 };
@@ -30,7 +30,7 @@ const REFUSALS: usize = 16;
 pub(crate) fn run(shared: &Shared) {
     let mut accept_from = Instant::now();
     loop {
-        let (ids, sockets, deadline) = {
+        let (ids, sockets, look) = {
             let state = shared.state();
             if state.closing {
                 return;
@@ -39,7 +39,7 @@ pub(crate) fn run(shared: &Shared) {
         };
         let now = Instant::now();
         let accepting = now >= accept_from;
-        let mut until = deadline.unwrap_or(now + Duration::from_secs(3600));
+        let mut until = look.unwrap_or(now + Duration::from_secs(3600));
         if !accepting {
             until = until.min(accept_from);
         }
@@ -82,7 +82,7 @@ pub(crate) fn run(shared: &Shared) {
 
 /// Everyone to listen to, and when to look again at the latest.
 fn watched(state: &State) -> (Vec<u64>, Vec<Arc<OwnedFd>>, Option<Instant>) {
-    let (mut ids, mut sockets, mut deadline) = (Vec::new(), Vec::new(), None::<Instant>);
+    let (mut ids, mut sockets, mut first) = (Vec::new(), Vec::new(), None::<Instant>);
     for (&id, peer) in &state.peers {
         ids.push(id);
         sockets.push(peer.socket.clone());
@@ -91,12 +91,12 @@ fn watched(state: &State) -> (Vec<u64>, Vec<Arc<OwnedFd>>, Option<Instant>) {
             (_, true) => Some(Instant::now() + RETRY),
             _ => None,
         };
-        deadline = look
+        first = look
             .into_iter()
-            .chain(deadline)
+            .chain(first)
             .reduce(|one, other| one.min(other));
     }
-    (ids, sockets, deadline)
+    (ids, sockets, first)
 }
 
 /// Accepts all who wait; false if that is not possible for now.
@@ -105,7 +105,7 @@ fn accept(shared: &Shared, state: &mut State) -> bool {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         match accept_with(&shared.listening.socket, flags) {
             Ok(socket) => {
-                let mut peer = Peer::new(socket, Instant::now() + shared.options.handshake);
+                let mut peer = Peer::new(socket, deadline(shared.options.handshake));
                 if state.peers.len() >= shared.options.max_peers {
                     let text = format!("there are {} clients already", state.peers.len());
                     let _ = peer.send(0, closing(code::BUSY, text.clone()));

@@ -18,6 +18,8 @@ use crate::wire::{MAX_MESSAGE, Message};
 /// CMSG_LEN of one descriptor. CMSG_SPACE would let two in.
 const ONE_DESCRIPTOR: usize = 20;
 
+const CENTURY: Duration = Duration::from_secs(3_000_000_000);
+
 #[repr(align(8))]
 struct Control([MaybeUninit<u8>; ONE_DESCRIPTOR]);
 
@@ -139,10 +141,15 @@ pub(crate) fn wait(socket: BorrowedFd<'_>, deadline: Instant) -> Result<bool> {
     }
 }
 
+/// The end of a time that begins now; for ever is a century.
+pub(crate) fn deadline(timeout: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(timeout.min(CENTURY)).unwrap_or(now)
+}
+
 pub(crate) fn timespec(duration: Duration) -> Timespec {
     Timespec {
-        // A century is as good as for ever.
-        tv_sec: duration.as_secs().min(3_000_000_000) as i64,
+        tv_sec: duration.min(CENTURY).as_secs() as i64,
         tv_nsec: i64::from(duration.subsec_nanos()),
     }
 }

@@ -434,6 +434,28 @@ fn a_requester_that_asks_too_much_is_told_busy() {
 }
 
 #[test]
+fn a_buffer_of_two_endpoints_and_times_without_end() {
+    let place = Place::new();
+    let (one, two) = (
+        place.channel.listen("one").unwrap(),
+        place.channel.listen("two").unwrap(),
+    );
+    let subscriber = place.channel.subscribe("two").unwrap();
+    two.wait_for_subscribers(1, Duration::MAX).unwrap();
+    let mut buffer = TensorMut::zeros(Dtype::U8, &[1]).unwrap().share().unwrap();
+    two.publish(&buffer).unwrap();
+    let received = subscriber.recv(Duration::MAX).unwrap();
+    let waiting = std::thread::spawn(move || {
+        one.wait_until_free(&buffer, Duration::MAX).unwrap();
+        buffer.as_mut_slice::<u8>().unwrap()[0] = 1;
+    });
+    std::thread::sleep(SHORT);
+    assert!(!waiting.is_finished());
+    drop(received);
+    waiting.join().unwrap();
+}
+
+#[test]
 fn a_path_of_any_length() {
     let place = Place::new();
     let deep = place.path.join("d".repeat(100)).join("e".repeat(100));

@@ -196,6 +196,60 @@ fn a_shared_buffer_that_is_kept_is_still_checked() {
 }
 
 #[test]
+fn listeners_that_welcome_somebody_else() {
+    let fake = Fake::new();
+    let good = Welcome {
+        version: 1,
+        roles: 1,
+        features: 0,
+        credits: 2,
+        queue: 0,
+        policy: Policy::DropOldest,
+    };
+    let wrong = [
+        (Welcome { version: 2, ..good }, 1),
+        (Welcome { roles: 2, ..good }, 1),
+        (Welcome { roles: 3, ..good }, 1),
+        (
+            Welcome {
+                features: 1,
+                ..good
+            },
+            1,
+        ),
+        (Welcome { credits: 3, ..good }, 1),
+        (Welcome { queue: 1, ..good }, 1),
+        (good, 7),
+        (good, 1),
+    ];
+    let last = wrong.len() - 1;
+    for (number, (welcome, refers)) in wrong.into_iter().enumerate() {
+        let channel = fake.place.channel.clone();
+        std::thread::scope(|scope| {
+            let subscriber = scope.spawn(move || {
+                let options = ConnectOptions {
+                    credits: 2,
+                    queue: Some(0),
+                    ..ConnectOptions::default()
+                };
+                channel.subscribe_with("e", &options).map(drop)
+            });
+            let socket = rustix::net::accept(&fake.listener).unwrap();
+            let message = Message {
+                sequence: 1,
+                refers,
+                body: Body::Welcome(welcome),
+            };
+            send(socket.as_fd(), &message.encode(), &[]).unwrap();
+            match subscriber.join().unwrap() {
+                Ok(()) => assert_eq!(number, last),
+                Err(error) => assert!(matches!(error, Error::Malformed(_)), "{number}: {error}"),
+            }
+        });
+    }
+}
+
+#[test]
 fn listeners_without_a_word() {
     let fake = Fake::new();
     let options = ConnectOptions {

@@ -279,6 +279,18 @@ fn on_a_full_tmpfs(path: &OsStr) {
         assert_eq!(free(), before, "something is left");
     }
     assert!(channel.read("small").is_ok());
+    // A file that is mostly a hole: reading it would cost the reader what it never cost the writer.
+    let good = file(
+        r#"{"a":{"dtype":"U8","shape":[1099511627776],"data_offsets":[0,1099511627776]}}"#,
+        0,
+    );
+    let hole = std::path::Path::new(path).join("hole.safetensors");
+    std::fs::write(&hole, &good).unwrap();
+    let made = std::fs::File::options().write(true).open(&hole).unwrap();
+    made.set_len(good.len() as u64 + (1 << 40)).unwrap();
+    let error = channel.read("hole").map(drop).expect_err("a hole");
+    assert!(error.to_string().contains("allocated"), "{error}");
+    std::fs::remove_file(&hole).unwrap();
     // Tensors themselves are no files of the channel: they still pass.
     let endpoint = channel.listen("e").unwrap();
     let subscriber = channel.subscribe("e").unwrap();
