@@ -27,32 +27,50 @@ pub fn profile(path: &Path) -> Result<String> {
             "the path has {bad:?}, which has a meaning there"
         )));
     }
-    Ok(format!(
+    Ok(text_for(text))
+}
+
+/// The profile for a path, which may be a pattern of apparmor.d(5).
+fn text_for(path: &str) -> String {
+    format!(
         "\
-# isorun may make user namespaces and have capabilities in them. Everything else is as without a profile.
+# isorun may make user namespaces and have capabilities in them. Everything else is as without a profile:
+# it confines nothing, and only gives isorun a name, as AppArmor's own profiles for crun, runc and podman do.
 #
-# Only for calling isorun directly, without root. What it changes otherwise: processes of isorun are
-# known to AppArmor by the name of this profile then, and no longer as unconfined. The profiles
-# docker-default and containers-default take signals from unconfined, runc and crun, and refuse them from
-# others: `docker stop` and `podman stop` fail for containers that this binary started. So engines should
-# call another copy of it, at a path that this profile does not name. Podman and Docker without root
-# need none: they have profiles of their own, which hold for the isorun that they start.
+# Mind the name. The profiles of containers (docker-default, containers-default) take signals from senders
+# that are unconfined, or called runc or crun, and refuse them from others. isorun leaves this profile
+# where a signal is refused for it, so `docker stop` and `podman stop` work. A profile of another kind
+# under which isorun runs (one that confines it) needs a line in the containers' profiles:
+#   signal (receive) peer=NAME,
+#
+# Two profiles that name the same path attach neither: this one alone may name isorun's.
 abi <abi/4.0>,
 include <tunables/global>
 
-profile isorun {text} flags=(unconfined) {{
+profile isorun {path} flags=(unconfined) {{
   userns,
 
   # What this machine adds.
   include if exists <local/isorun>
 }}
 "
-    ))
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// packaging/apparmor/isorun is the same text, for the places where packages put programs.
+    #[test]
+    fn the_packaged_profile_is_the_printed_one() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/apparmor/isorun");
+        let text = text_for("/usr/{,local/}{,s}bin/isorun");
+        if std::env::var_os("ISORUN_UPDATE_GOLDEN").is_some() {
+            std::fs::write(file, &text).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(file).unwrap(), text);
+    }
 
     #[test]
     fn the_path_is_named_or_refused() {

@@ -3,6 +3,7 @@
 //! Each function is one system call, or one that libc and nix do not wrap, with the kernel's own
 //! names and errnos. Nothing here decides anything.
 
+mod apparmor;
 pub mod ask;
 pub mod bpf;
 pub mod clone;

@@ -169,17 +169,19 @@ pub fn pidfd_open(pid: i32) -> nix::Result<OwnedFd> {
 /// Sends `signal` to the process of a pidfd; 0 only asks whether that is possible.
 pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> nix::Result<()> {
     let null = std::ptr::null::<libc::siginfo_t>();
-    // SAFETY: a null siginfo means that of kill(2).
-    super::checked(unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            pidfd.as_raw_fd(),
-            signal,
-            null,
-            0,
-        )
+    super::apparmor::signal(|| {
+        // SAFETY: a null siginfo means that of kill(2).
+        super::checked(unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                pidfd.as_raw_fd(),
+                signal,
+                null,
+                0,
+            )
+        })
+        .map(drop)
     })
-    .map(drop)
 }
 
 /// A copy of descriptor `fd` of the process of a pidfd (pidfd_getfd(2)).
@@ -281,8 +283,10 @@ pub fn set_domainname(name: &str) -> nix::Result<()> {
 
 /// Sends `signal` to process `pid` (kill(2)), any number that the kernel knows, real-time ones too.
 pub fn kill(pid: i32, signal: i32) -> nix::Result<()> {
-    // SAFETY: plain numbers.
-    super::checked(unsafe { libc::kill(pid, signal) }.into()).map(drop)
+    super::apparmor::signal(|| {
+        // SAFETY: plain numbers.
+        super::checked(unsafe { libc::kill(pid, signal) }.into()).map(drop)
+    })
 }
 
 /// Sets soft and hard limit of resource number `resource` (setrlimit(2)); `pid` 0 is this process.
