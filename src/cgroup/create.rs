@@ -344,10 +344,14 @@ fn enable(dir: &PlannedDir, parent: &Path, made: &mut Vec<PathBuf>) -> Result<()
         if has_all(level) {
             continue;
         }
+        let occupied = is_occupied(level);
         for controller in &dir.controllers {
             let value = format!("+{controller}");
-            let result = fs::open_dir(level)
-                .and_then(|fd| fs::write_in(fd.as_fd(), "cgroup.subtree_control", &value));
+            let result = match occupied {
+                true => Err(Errno::EBUSY),
+                false => fs::open_dir(level)
+                    .and_then(|fd| fs::write_in(fd.as_fd(), "cgroup.subtree_control", &value)),
+            };
             if let Err(errno) = result {
                 let of = |write: &&Write| write.controller == *controller;
                 let field = dir
@@ -360,7 +364,7 @@ fn enable(dir: &PlannedDir, parent: &Path, made: &mut Vec<PathBuf>) -> Result<()
                 return Err(Error::os(what, level.display().to_string(), errno).remedy(
                     match errno {
                         Errno::EBUSY => {
-                            "that cgroup holds processes: use another linux.cgroupsPath"
+                            "that cgroup holds processes: move them to one below it, or use another linux.cgroupsPath"
                         }
                         Errno::ENOENT | Errno::EINVAL => {
                             "delegate the controller, or remove the limit"
@@ -372,6 +376,14 @@ fn enable(dir: &PlannedDir, parent: &Path, made: &mut Vec<PathBuf>) -> Result<()
         }
     }
     Ok(())
+}
+
+/// Whether processes are in a cgroup of v2 that must not have any where controllers are handed on; only
+/// the machine's first one may, and that has no type. For cpu and pids the kernel would take it, but make
+/// a tree of threads of the cgroup, in which no container can be any more, with limits or without.
+fn is_occupied(level: &Path) -> bool {
+    level.join("cgroup.type").exists()
+        && fs::read_path(&level.join("cgroup.procs")).is_ok_and(|pids| !pids.trim().is_empty())
 }
 
 /// Gives a new v1 cpuset the CPUs and memory nodes of its parent: without, nothing can enter it.
@@ -482,4 +494,40 @@ fn attach_devices(dir: BorrowedFd<'_>, path: &Path, devices: &Devices) -> Result
     let program =
         bpf::load_device_program(&devices.program()?).map_err(|errno| refused(LOAD, errno))?;
     bpf::attach_device_program(dir, program.as_fd()).map_err(|errno| refused(ATTACH, errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory that stands for a cgroup: the kernel's tree cannot be had in this state in every test.
+    #[test]
+    fn controllers_are_not_handed_on_by_a_cgroup_with_processes() {
+        let top = std::env::temp_dir().join(format!("isorun-enable-{}", std::process::id()));
+        std::fs::create_dir(&top).unwrap();
+        let dir = PlannedDir {
+            version: Version::V2,
+            controllers: vec!["pids".into()],
+            mount: top.clone(),
+            path: top.join("new"),
+            writes: Vec::new(),
+            devices: None,
+        };
+        let control = top.join("cgroup.subtree_control");
+        let try_it = |procs: &str| {
+            std::fs::write(&control, "").unwrap();
+            std::fs::write(top.join("cgroup.procs"), procs).unwrap();
+            let errno = enable(&dir, &top, &mut Vec::new())
+                .err()
+                .and_then(|e| e.errno());
+            (errno, std::fs::read_to_string(&control).unwrap())
+        };
+        // The machine's first cgroup has no type, and may have processes.
+        assert_eq!(try_it("1\n"), (None, "+pids".into()));
+        std::fs::write(top.join("cgroup.type"), "domain\n").unwrap();
+        let (occupied, empty) = (try_it("1\n"), try_it(""));
+        std::fs::remove_dir_all(&top).unwrap();
+        assert_eq!(occupied, (Some(Errno::EBUSY), String::new()));
+        assert_eq!(empty, (None, "+pids".into()));
+    }
 }

@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use oci_spec::runtime::{
-    Linux, LinuxBuilder, LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResources,
-    LinuxResourcesBuilder,
+    Linux, LinuxBuilder, LinuxCpuBuilder, LinuxDeviceCgroupBuilder, LinuxMemoryBuilder,
+    LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder,
 };
 
 use super::run::Teller;
@@ -31,6 +31,14 @@ fn resources(wanted: &[&str]) -> Result<LinuxResources> {
     if has("pids") {
         let pids = LinuxPidsBuilder::default().limit(32);
         resources = resources.pids(pids.build().map_err(fail)?);
+    }
+    if has("devices") {
+        let none = LinuxDeviceCgroupBuilder::default()
+            .allow(false)
+            .access("rwm")
+            .build()
+            .map_err(fail)?;
+        resources = resources.devices(vec![none]);
     }
     resources.build().map_err(fail)
 }
@@ -68,13 +76,34 @@ fn id(pid: u32) -> String {
 pub fn probe(tell: &Teller, host: &Host, pid: u32) {
     if host.cgroups == Hierarchies::none() {
         let why = "no cgroup file system is mounted";
-        for probe in ["create", "memory", "cpu", "pids"] {
+        for probe in ["create", "memory", "cpu", "pids", "devices"] {
             tell.end(probe, Outcome::other(Answer::Failed, why));
         }
         return;
     }
     let id = id(pid);
-    if made(host, &id, &CONTROLLERS).is_ok() {
+    limits(tell, host, &id);
+    devices(tell, host, &id);
+}
+
+/// Rules for devices, which every container of the machine's root has.
+fn devices(tell: &Teller, host: &Host, id: &str) {
+    if !host.is_real_root() {
+        let why = "nobody but the machine's root has rules for devices";
+        tell.end("devices", Outcome::other(Answer::Absent, why));
+        return;
+    }
+    if made(host, id, &[]).is_err() {
+        tell.skip(&["devices"], "create");
+        return;
+    }
+    tell.begin("devices");
+    tell.end("devices", outcome(made(host, id, &["devices"])));
+}
+
+/// The cgroup itself and the limits.
+fn limits(tell: &Teller, host: &Host, id: &str) {
+    if made(host, id, &CONTROLLERS).is_ok() {
         tell.end("create", Outcome::ok(""));
         for controller in CONTROLLERS {
             tell.end(controller, Outcome::ok("a limit was set and read back"));
@@ -82,7 +111,7 @@ pub fn probe(tell: &Teller, host: &Host, pid: u32) {
         return;
     }
     tell.begin("create");
-    let created = made(host, &id, &[]);
+    let created = made(host, id, &[]);
     let works = created.is_ok();
     tell.end("create", outcome(created));
     if !works {
@@ -91,7 +120,7 @@ pub fn probe(tell: &Teller, host: &Host, pid: u32) {
     }
     for controller in CONTROLLERS {
         tell.begin(controller);
-        tell.end(controller, outcome(made(host, &id, &[controller])));
+        tell.end(controller, outcome(made(host, id, &[controller])));
     }
 }
 

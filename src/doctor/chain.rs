@@ -233,20 +233,29 @@ fn open_dir(path: &Path) -> nix::Result<OwnedFd> {
 }
 
 /// A detached mount of a new file system.
-fn detached(fstype: &CStr, data: &[(&CStr, &CStr)]) -> nix::Result<OwnedFd> {
+fn detached(fstype: &CStr, data: &[(&CStr, &CStr)], readonly: bool) -> nix::Result<OwnedFd> {
     let context = api::fsopen(fstype)?;
+    if readonly {
+        api::fsconfig_set(context.as_fd(), c"ro", None)?;
+    }
     for (key, value) in data {
         api::fsconfig_set(context.as_fd(), key, (!value.is_empty()).then_some(*value))?;
     }
     api::fsconfig_create(context.as_fd())?;
-    api::fsmount(context.as_fd(), 0)
+    let set = if readonly { api::attr::RDONLY } else { 0 };
+    api::fsmount(context.as_fd(), set)
 }
 
 /// Mounts a new file system on `target`, by the newer calls or mount(2), as the engine does.
 fn fresh(fstype: &CStr, target: &Path, data: &[(&CStr, &CStr)]) -> Tried {
+    mounted(fstype, target, data, false)
+}
+
+fn mounted(fstype: &CStr, target: &Path, data: &[(&CStr, &CStr)], readonly: bool) -> Tried {
     let name = fstype.to_string_lossy();
-    let step = format!("mount {name} on {}", target.display());
-    let by_descriptor = detached(fstype, data)
+    let how = if readonly { " read-only" } else { "" };
+    let step = format!("mount {name}{how} on {}", target.display());
+    let by_descriptor = detached(fstype, data, readonly)
         .and_then(|mount| api::move_mount(mount.as_fd(), open_dir(target)?.as_fd()));
     match by_descriptor {
         Ok(()) => Ok(step),
@@ -261,7 +270,9 @@ fn fresh(fstype: &CStr, target: &Path, data: &[(&CStr, &CStr)]) -> Tried {
             let options = options.join(",");
             let data = (!options.is_empty()).then_some(options.as_str());
             let name = Some(name.as_ref());
-            match mount2(name, target, name, MsFlags::empty(), data) {
+            let mut flags = MsFlags::empty();
+            flags.set(MsFlags::MS_RDONLY, readonly);
+            match mount2(name, target, name, flags, data) {
                 Ok(()) => Ok(step),
                 // Of the two answers the one that says why: that of a filter says nothing.
                 Err(older) => Err((if older == Errno::ENOSYS { errno } else { older }, step)),
@@ -367,7 +378,7 @@ fn in_mount(tell: &Teller) {
         tell.skip(&["readonly"], "bind");
     }
     tell.try_it("mount-api", || {
-        let mount = detached(c"tmpfs", &[]).map_err(at("fsopen, fsconfig, fsmount"))?;
+        let mount = detached(c"tmpfs", &[], false).map_err(at("fsopen, fsconfig, fsmount"))?;
         api::mount_setattr(&mount, false, api::attr::NOEXEC, 0, 0).map_err(at("mount_setattr"))?;
         let to = dir("api");
         let to = open_dir(&to).map_err(at("open a directory"))?;
@@ -430,7 +441,7 @@ fn idmaps(tell: &Teller, dir: &Path) {
         return;
     };
     tell.try_it("idmap-tmpfs", || {
-        let mount = detached(c"tmpfs", &[]).map_err(at("fsmount of a tmpfs"))?;
+        let mount = detached(c"tmpfs", &[], false).map_err(at("fsmount of a tmpfs"))?;
         idmap(&mount, userns.as_fd(), dir)
     });
     tell.try_it("idmap-root", || {
@@ -509,7 +520,9 @@ fn in_net(tell: &Teller) {
             .map(|()| String::new())
             .map_err(at("raise lo"))
     });
-    tell.try_it("sysfs", || fresh(c"sysfs", &base(), &[]));
+    // As engines ask for it. Where the one that is there is read-only, as in Docker's containers, a user
+    // namespace gets no other that could be written to.
+    tell.try_it("sysfs", || mounted(c"sysfs", &base(), &[], true));
 }
 
 fn in_ipc(tell: &Teller) {

@@ -189,6 +189,15 @@ fn limit(host: &Host, facts: &Facts, controller: &str) -> Option<Remedy> {
                 "sudo systemctl daemon-reload",
             ],
         ),
+        Lack::NotEnabled if facts.surroundings.contained() => Some(Remedy {
+            text: "in this container, move what runs in its first cgroup to one below, and hand the controller on"
+                .into(),
+            commands: vec![
+                "mkdir -p /sys/fs/cgroup/init".into(),
+                "for pid in $(cat /sys/fs/cgroup/cgroup.procs); do echo $pid > /sys/fs/cgroup/init/cgroup.procs; done".into(),
+                format!("echo +{controller} > /sys/fs/cgroup/cgroup.subtree_control"),
+            ],
+        }),
         Lack::NotEnabled => Some(Remedy {
             text: "hand the controller on to the cgroups below the first one; nothing may run in that one \
                    itself unless it is the machine's"
@@ -250,8 +259,8 @@ fn sysctl(facts: &Facts, probe: &Probe) -> Option<Remedy> {
 fn apparmor(facts: &Facts) -> Option<Remedy> {
     if facts.apparmor_restricts() {
         return remedy(
-            "load a profile that lets isorun make user namespaces (its comment tells what it changes for \
-             engines), or allow it to all programs",
+            "load a profile that lets isorun make user namespaces and confines nothing, or allow it to all \
+             programs",
             &[
                 "isorun doctor --apparmor-profile | sudo tee /etc/apparmor.d/isorun",
                 "sudo apparmor_parser --replace /etc/apparmor.d/isorun",

@@ -101,7 +101,7 @@ pub const TIME: Probe = probe(
 
 /// What every container has beside its namespaces.
 #[rustfmt::skip]
-pub const COMMON: [Probe; 22] = [
+pub const COMMON: [Probe; 23] = [
     probe("seccomp.no_new_privs", "no_new_privs", Essential, &[], None, None),
     probe("seccomp.filter", "filter for system calls", Essential, &["seccomp"], None, None),
     probe("seccomp.log", "filter that logs (LOG)", Extra, &["seccomp"], None, None),
@@ -114,6 +114,7 @@ pub const COMMON: [Probe; 22] = [
     probe("cgroup.memory", "memory limit", Needed, &[], None, None),
     probe("cgroup.cpu", "CPU limit", Needed, &[], None, None),
     probe("cgroup.pids", "limit of processes", Needed, &[], None, None),
+    probe("cgroup.devices", "rules for devices", Needed, &[], ADMIN, None),
     probe("cgroup.delegated", "cgroups by the user's systemd", Extra, &[], None, None),
     probe("limit.rlimit", "limits over the caller's", Needed, &[], Some(Caps::SYS_RESOURCE), None),
     probe("limit.oom_score_adj", "lower oom_score_adj", Needed, &[], Some(Caps::SYS_RESOURCE), None),

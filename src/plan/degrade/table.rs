@@ -218,7 +218,13 @@ pub const TABLE: &[Row] = &[
     Row {
         feature: Feature::Limits,
         what: "the cgroup controller, or the permission for a cgroup, that a limit of linux.resources needs",
-        on: &[libc::EACCES, libc::EPERM, libc::EROFS, libc::ENOENT],
+        on: &[
+            libc::EACCES,
+            libc::EPERM,
+            libc::EROFS,
+            libc::ENOENT,
+            libc::EBUSY,
+        ],
         fallback: "the container runs without the limit",
         level: Some(Level::Any),
         compensation: NotNeeded("the loss is what the level any accepts"),
