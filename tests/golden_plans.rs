@@ -13,7 +13,7 @@
 use std::path::{Path, PathBuf};
 
 use isorun::host::Host;
-use isorun::plan::{self, Action, Asked, Plan};
+use isorun::plan::{self, Action, Asked, Feature, Lost, Plan};
 use isorun::policy::Level;
 use isorun::spec::{Loaded, check, parse};
 
@@ -127,6 +127,63 @@ fn what_each_level_allows_is_as_the_files_say() {
             }
         }
     }
+    assert!(
+        wrong.is_empty(),
+        "plans differ from their files:\n{}",
+        wrong.join("\n")
+    );
+}
+
+/// What makes up for each loss that needs it, at level any, as people read it: with a read-only root, where
+/// the rules of Landlock say most, and with a writable one.
+#[test]
+fn what_makes_up_for_a_loss_is_as_the_files_say() {
+    let update = std::env::var_os("ISORUN_UPDATE_GOLDEN").is_some();
+    let text = std::fs::read(tests().join("fixtures/hosts/v2.json")).unwrap();
+    let mut host = Host::parse(&text).unwrap();
+    host.landlock = 7;
+    let podman = std::fs::read(tests().join("fixtures/specs/podman.json")).unwrap();
+    let podman: serde_json::Value = serde_json::from_slice(&podman).unwrap();
+    let mut wrong = Vec::new();
+    let mut compare = |name: &str, spec: &serde_json::Value, host: &Host, without: &[Feature]| {
+        let lost = |feature: &Feature| Lost {
+            feature: *feature,
+            reason: format!("{} cannot be had", feature.name()),
+            errno: nix::errno::Errno::EPERM as i32,
+        };
+        let asked = Asked {
+            id: "golden".into(),
+            degrade: Level::Any,
+            without: without.iter().map(lost).collect(),
+            ..Asked::default()
+        };
+        let got = match plan::build(&loaded(name, spec.to_string().as_bytes()), host, &asked) {
+            Ok(plan) => plan::text(&plan),
+            Err(error) => format!("{error}\n"),
+        };
+        let file = tests().join(format!("golden/compensation/{name}.txt"));
+        if update {
+            std::fs::write(&file, &got).unwrap();
+        } else if std::fs::read_to_string(&file).ok().as_deref() != Some(&got) {
+            wrong.push(format!("{}\n{got}", file.display()));
+        }
+    };
+    for (kind, readonly) in [("readonly", true), ("writable", false)] {
+        let mut spec = podman.clone();
+        spec["root"]["readonly"] = readonly.into();
+        spec["process"]["apparmorProfile"] = "profile".into();
+        compare(&format!("apparmor.{kind}"), &spec, &host, &[]);
+    }
+    compare("network", &podman, &host, &[Feature::Network]);
+    let mut spec = podman.clone();
+    spec["linux"]["netDevices"] = serde_json::json!({"eth1": {}});
+    compare("network.devices", &spec, &host, &[Feature::Network]);
+    host.landlock = 5;
+    compare("network.old-landlock", &podman, &host, &[Feature::Network]);
+    let mut spec = podman.clone();
+    spec["process"]["apparmorProfile"] = "profile".into();
+    host.landlock = 0;
+    compare("apparmor.no-landlock", &spec, &host, &[]);
     assert!(
         wrong.is_empty(),
         "plans differ from their files:\n{}",

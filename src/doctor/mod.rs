@@ -41,6 +41,7 @@ pub use report::Colour;
 pub fn examine() -> Result<Host> {
     let mut host = Host::detect(None)?;
     host.cgroups = cgroups::hierarchies()?;
+    host.landlock = crate::host::landlock();
     let facts = Facts::read();
     let mut answers = probe(&host, &facts)?;
     if let Some(controllers) = cgroups::delegated(&host) {

@@ -39,6 +39,7 @@ impl Machine {
             cgroups: Hierarchies::none(),
             systemd: None,
             lsm: crate::host::Lsm::default(),
+            landlock: 0,
             probed: None,
         };
         let facts = Facts {

@@ -19,7 +19,7 @@ use super::sync::{End, FromChild};
 use super::{devices, identity, instead, labels, mounts, pivot, proc, surroundings, terminal};
 use crate::cgroup;
 use crate::error::{Error, Kind, Result};
-use crate::plan::{Action, Degradation, Identity, Plan};
+use crate::plan::{Action, Degradation, Feature, Identity, Plan};
 use crate::sys::process;
 use crate::sys::seccomp::{FLAG_LOG, FLAG_SPEC_ALLOW};
 use crate::sys::terminal::Size;
@@ -73,6 +73,8 @@ struct Child<'a> {
     outlives: bool,
     /// How what a step made differs from what was asked for.
     note: Option<String>,
+    /// What the container may be made again without.
+    lost: Option<Feature>,
 }
 
 /// Does the plan's steps; the last one executes the program. Never returns.
@@ -103,6 +105,7 @@ fn walk_and_tell(plan: &Plan, inherited: Inherited, root: Option<Root>) -> ! {
         joined,
         outlives: false,
         note: None,
+        lost: None,
     };
     let begun = if joined { Ok(()) } else { child.begin() };
     let failure = match begun.and_then(|()| child.walk()) {
@@ -120,7 +123,8 @@ impl Child<'_> {
             let lost = step.perform(plan.level, |action| {
                 self.act(number, action)?;
                 Ok(self.note.take())
-            })?;
+            });
+            let lost = lost.inspect_err(|error| self.lost = step.again(error))?;
             if let Some(lost) = lost {
                 self.degraded(lost)?;
             }
@@ -225,7 +229,11 @@ impl Child<'_> {
                 }
             }
             _ => {
-                let _ = self.inherited.sync.tell(&FromChild::Failed(failure));
+                let said = match self.lost {
+                    Some(feature) => FromChild::Lost(feature, failure),
+                    None => FromChild::Failed(failure),
+                };
+                let _ = self.inherited.sync.tell(&said);
             }
         }
     }
@@ -430,6 +438,8 @@ impl Child<'_> {
             } => surroundings::clamp(name, *resource, *soft, *hard),
             Action::NoNewPrivs => process::no_new_privs()
                 .map_err(|errno| Error::os("process.noNewPrivileges: set", "it", errno)),
+            Action::Landlock(landlock) => super::confine::enter(landlock),
+            Action::Supplement => super::confine::filter(self.plan.supplement.as_ref()),
             Action::Seccomp => self.seccomp(0),
             Action::SeccompWithoutFlags => self.seccomp(FLAG_LOG | FLAG_SPEC_ALLOW),
             Action::Capabilities { asked } => identity::look_for(*asked),

@@ -23,7 +23,7 @@ use crate::cgroup::{Cgroup, Placed, SubCgroups};
 use crate::error::{Error, Kind, Result};
 use crate::host::{Lsm, Privilege};
 use crate::log;
-use crate::plan::{Asked, Degradation, Feature, Joined};
+use crate::plan::{Asked, Degradation, Feature, Joined, Lost};
 use crate::policy::{Config, Wish};
 use crate::state::{Record, Status, Store};
 use crate::sys::clone::{Born, clone_old, clone3, single_threaded};
@@ -175,14 +175,25 @@ fn plan(request: &ExecRequest, record: &Record) -> Result<Joined> {
         }
     };
     let notes = crate::spec::check_process(&process, &spec).map_err(|error| error.in_file(file))?;
+    let mut without = made_without(record);
+    let mut landlock = match without.is_empty() {
+        true => 0,
+        false => crate::host::landlock(),
+    };
+    let mut lost = None;
     let labels = [process.apparmor_profile(), process.selinux_label()];
     if labels.into_iter().flatten().any(|label| !label.is_empty()) {
         let mut asked = spec.clone();
         asked.set_process(Some(process.clone()));
         let linux = asked.linux().clone().unwrap_or_default();
-        crate::plan::labels::check(&linux, &process, &Lsm::detect(&asked), level)
+        let lsm = Lsm::detect(&asked);
+        if lsm.lacks_apparmor(&asked) {
+            landlock = crate::host::landlock();
+        }
+        lost = crate::plan::labels::check(&linux, &process, &lsm, level, landlock)
             .map_err(|error| error.in_file(file))?;
     }
+    without.extend(lost.as_ref().map(Lost::from));
     for note in notes {
         log::debug(|| format!("ignored: {note}"));
     }
@@ -195,9 +206,22 @@ fn plan(request: &ExecRequest, record: &Record) -> Result<Joined> {
         rootless: None,
         systemd_cgroup: false,
         degrade: level,
-        without: Vec::new(),
+        without,
     };
-    crate::plan::exec(&spec, &process, &asked, Privilege::detect())
+    let privilege = Privilege::detect();
+    let mut joined = crate::plan::exec(&spec, &process, &asked, privilege, landlock)?;
+    joined.plan.degradations.extend(lost);
+    Ok(joined)
+}
+
+/// What the container was made without, and has something else for.
+fn made_without(record: &Record) -> Vec<Lost> {
+    let degradations = record.degraded.iter();
+    degradations
+        .filter_map(|value| serde_json::from_value::<Degradation>(value.clone()).ok())
+        .map(|known| Lost::from(&known))
+        .filter(|lost| lost.feature.is_confined())
+        .collect()
 }
 
 fn of_container(spec: &Spec) -> Result<Process> {
@@ -244,6 +268,9 @@ impl Execing<'_> {
         let (told, tell) =
             nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(pair("a pipe"))?;
         self.birth(cgroup, init, (&channel, sync), tell)?;
+        for lost in &self.joined.plan.degradations {
+            self.degraded(lost);
+        }
         let Some(pid) = self.joined_pid(&told)? else {
             return Ok(None);
         };
@@ -391,7 +418,7 @@ impl Execing<'_> {
                     self.relay = self.terminal.take(fds)?;
                     channel.go().map_err(fail)?;
                 }
-                FromChild::Failed(error) => return Err(error),
+                FromChild::Failed(error) | FromChild::Lost(_, error) => return Err(error),
                 FromChild::HostHooks
                 | FromChild::NetDevices
                 | FromChild::Ready

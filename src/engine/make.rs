@@ -20,7 +20,7 @@ use crate::cgroup::{Cgroup, Placed};
 use crate::error::{Error, Kind, Result};
 use crate::log;
 use crate::plan::degrade::{self, Stage};
-use crate::plan::{Asked, Degradation, Plan};
+use crate::plan::{Asked, Degradation, Feature, Plan};
 use crate::state::{Dir, Mounted, Phase, Record, Resctrl, start_time};
 use crate::sys::clone::single_threaded;
 use crate::sys::process;
@@ -85,7 +85,7 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
     // Nothing that the caller left open reaches a hook or the container, but what is asked for.
     crate::sys::fs::cloexec_from(3)
         .map_err(|errno| Error::os("close at exec", "inherited descriptors", errno))?;
-    let (loaded, host, mut plan) = super::plan_on(&request.bundle, &asked)?;
+    let (loaded, mut host, mut plan) = super::plan_on(&request.bundle, &asked)?;
     if loaded.spec.process().is_none() && matches!(mode, Mode::Run(_)) {
         return Err(super::no_process());
     }
@@ -108,6 +108,8 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
             channel: None,
             waits: false,
             stage: None,
+            lost: None,
+            seen: false,
             terminal,
             relay: None,
             pidfd_socket,
@@ -129,7 +131,9 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
         if let Err(second) = dir.remove() {
             log::warning(&format!("after a failure: {second}"));
         }
-        let next = again(failed, making.stage, &plan, &mut asked, |asked| {
+        let (stage, lost) = (making.stage, making.lost);
+        let next = again(failed, (stage, lost), &plan, &mut asked, |asked| {
+            host.landlock = crate::host::landlock();
             crate::plan::build(&loaded, &host, asked)
         });
         if next.is_err() {
@@ -141,21 +145,23 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
     }
 }
 
-/// The plan without what a birth that failed at `stage` has shown not to be there.
+/// The plan without what a birth that failed has shown not to be there: at a stage, or as the child says.
 ///
 /// # Errors
 /// The failure, and those before it, where nothing may be given up for it.
 fn again(
     failed: Error,
-    stage: Option<Stage>,
+    (stage, lost): (Option<Stage>, Option<Feature>),
     plan: &Plan,
     asked: &mut Asked,
     replan: impl FnOnce(&Asked) -> Result<Plan>,
 ) -> Result<Plan> {
     let root = nix::unistd::geteuid().is_root();
-    let lost = match stage {
-        Some(stage) => degrade::reborn(stage, failed.clone(), plan, root),
-        None => Err(failed.clone()),
+    let landlock = crate::host::landlock();
+    let lost = match (stage, lost) {
+        (_, Some(feature)) => degrade::given_up(feature, failed.clone(), plan.level, landlock),
+        (Some(stage), None) => degrade::reborn(stage, failed.clone(), plan, root, landlock),
+        (None, None) => Err(failed.clone()),
     };
     let lost = match lost {
         // Each only once: giving it up has not helped.
@@ -220,6 +226,10 @@ pub(super) struct Making<'a> {
     pub(super) waits: bool,
     /// Where the birth is, as long as nothing has happened that others can see.
     pub(super) stage: Option<Stage>,
+    /// What the child has found not to be there, as long as that is so.
+    lost: Option<Feature>,
+    /// Something of it was seen by others: a failure is final.
+    seen: bool,
     /// Where the terminal goes.
     terminal: Destination,
     /// The relay of a terminal that stays here.
@@ -284,8 +294,9 @@ impl Making<'_> {
         dir.save(&record)?;
         self.stage = self.stage.map(|_| Stage::Maps);
         self.map_ids(pid)?;
-        // What comes now is seen by others: a failure is final.
+        // What comes now is seen by others, if only in systemd, resctrl, or at the end of a socket.
         self.stage = None;
+        self.seen = plan.cgroup.scope.is_some() || rdt.is_some() || self.pidfd_socket.is_some();
         for lost in &plan.degradations {
             report(lost, &mut record)?;
         }
@@ -337,14 +348,17 @@ impl Making<'_> {
                     )?)?;
                 }
                 Some(FromChild::Terminal) => {
+                    self.seen = true;
                     self.relay = self.terminal.take(fds.unwrap_or_default())?;
                     self.go()?;
                 }
                 Some(FromChild::NetDevices) => {
+                    self.seen = true;
                     self.net_devices(fds.unwrap_or_default())?;
                     self.go()?;
                 }
                 Some(FromChild::HostHooks) => {
+                    self.seen = true;
                     self.host_hooks()?;
                     self.go()?;
                 }
@@ -361,6 +375,16 @@ impl Making<'_> {
                     ));
                 }
                 Some(FromChild::Failed(error)) => return Err(error),
+                Some(FromChild::Lost(feature, error)) => {
+                    self.lost = Some(feature).filter(|_| !self.seen);
+                    return Err(match self.seen {
+                        true => error.also(
+                            "too late to make the container again without it: systemd, resctrl or the \
+                             pidfd socket has seen it",
+                        ),
+                        false => error,
+                    });
+                }
                 None => return self.silent(mode),
             }
         }

@@ -11,6 +11,7 @@ pub mod sync;
 
 mod birth;
 mod cgroup_mount;
+mod confine;
 mod copyup;
 mod devices;
 mod events;

@@ -24,7 +24,7 @@
 //!   pidfd_getfd, hand over
 //!   Go      ------------------->
 //!           <-------------------   Ready                  create: then the exec fifo
-//!           <-------------------   Failed {..}            at any time, and the child ends
+//!           <-------------------   Failed {..}, Lost {..} at any time, and the child ends
 //!           <-------------------   (end of file)          run: the program is executed
 //! ```
 //!
@@ -37,7 +37,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::plan::Degradation;
+use crate::plan::{Degradation, Feature};
 use crate::sys::socket::{recv_with_fds, send_with_fds};
 
 /// What the child says.
@@ -68,6 +68,8 @@ pub enum FromChild {
     Ready,
     /// A step failed; the child ends.
     Failed(Error),
+    /// A step failed without which the container may be planned and made again; the child ends.
+    Lost(Feature, Error),
 }
 
 /// The longest message, bytes.

@@ -18,6 +18,8 @@ impl Caps {
     pub const MKNOD: u32 = 27;
     /// Number of CAP_NET_ADMIN.
     pub const NET_ADMIN: u32 = 12;
+    /// Number of CAP_NET_RAW.
+    pub const NET_RAW: u32 = 13;
     /// Number of CAP_SETFCAP.
     pub const SETFCAP: u32 = 31;
     /// Number of CAP_MAC_ADMIN.
@@ -30,6 +32,7 @@ impl Caps {
             Self::SYS_RESOURCE => "CAP_SYS_RESOURCE",
             Self::MKNOD => "CAP_MKNOD",
             Self::NET_ADMIN => "CAP_NET_ADMIN",
+            Self::NET_RAW => "CAP_NET_RAW",
             Self::MAC_ADMIN => "CAP_MAC_ADMIN",
             Self::SETFCAP => "CAP_SETFCAP",
             _ => "a capability",

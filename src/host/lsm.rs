@@ -27,9 +27,14 @@ impl Lsm {
         *self == Self::default()
     }
 
+    /// Whether the specification asks for a profile of AppArmor, which is not there.
+    pub fn lacks_apparmor(&self, spec: &Spec) -> bool {
+        let process = spec.process().as_ref();
+        !self.apparmor && asks(process.and_then(|p| p.apparmor_profile().as_ref()))
+    }
+
     /// Looks at this machine, as far as the specification asks for labels.
     pub fn detect(spec: &Spec) -> Self {
-        let asks = |label: Option<&String>| label.is_some_and(|label| !label.is_empty());
         let process = spec.process().as_ref();
         let linux = spec.linux().as_ref();
         let selinux = asks(process.and_then(|p| p.selinux_label().as_ref()))
@@ -40,6 +45,10 @@ impl Lsm {
             selinux: selinux && selinux_enabled(),
         }
     }
+}
+
+fn asks(label: Option<&String>) -> bool {
+    label.is_some_and(|label| !label.is_empty())
 }
 
 /// Whether AppArmor is enabled, by the parameter of its module: `Y` or `N`.

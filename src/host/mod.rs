@@ -21,6 +21,10 @@ use crate::error::{Error, Kind, Result};
 /// The form of a captured [`Host`]: it grows when a reader of the old form would misread the new one.
 pub const FORM: u32 = 1;
 
+fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
+
 fn form() -> u32 {
     FORM
 }
@@ -59,6 +63,10 @@ pub struct Host {
     /// Security modules, where config.json asks for a label.
     #[serde(default, skip_serializing_if = "Lsm::is_none")]
     pub lsm: Lsm,
+    /// The version of Landlock's interface (ABI), where something may have to be made up for; 0: the kernel
+    /// lacks it, or nobody has asked.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub landlock: u32,
     /// What `isorun doctor` found out by trying; nothing else does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probed: Option<Box<Probed>>,
@@ -91,6 +99,7 @@ impl Host {
             cgroups: cgroup::detect(linux)?,
             systemd: None,
             lsm: Lsm::default(),
+            landlock: 0,
             probed: None,
         })
     }
@@ -132,8 +141,22 @@ impl Host {
     /// The same with the facts about security modules that `spec` asks for.
     pub fn with_lsm(mut self, spec: &oci_spec::runtime::Spec) -> Self {
         self.lsm = Lsm::detect(spec);
+        match self.lsm.lacks_apparmor(spec) {
+            true => self.with_landlock(),
+            false => self,
+        }
+    }
+
+    /// The same with the version of Landlock: what takes the place of a protection that is not there.
+    pub fn with_landlock(mut self) -> Self {
+        self.landlock = landlock();
         self
     }
+}
+
+/// The version of Landlock's interface (ABI) that this kernel has; 0: none.
+pub fn landlock() -> u32 {
+    crate::sys::landlock::abi().unwrap_or(0)
 }
 
 /// What this process may do with ids and groups.

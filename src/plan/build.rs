@@ -7,17 +7,20 @@ use oci_spec::runtime::{
     Hook, Linux, LinuxIdMapping, LinuxNamespaceType, LinuxTimeOffset, Process as SpecProcess, Spec,
 };
 
-use super::degrade::{self, Facts};
+use super::confine;
+use super::degrade::{self, Facts, Feature};
 use super::labels;
 use super::limits;
+use super::lost;
 use super::mounts;
 use super::net;
+use super::program::to_the_program;
 use super::schedule;
-use super::step::{Action, Birth, CapSets, Existing, HostHooks, IdMap, Identity, Process, Step};
+use super::step::{Action, Birth, Existing, HostHooks, IdMap, Process, Step};
 use super::{Asked, Plan};
 use crate::cgroup::CgroupPlan;
 use crate::error::{Error, Result};
-use crate::host::{Host, Privilege};
+use crate::host::Host;
 use crate::policy;
 use crate::seccomp::Program;
 use crate::spec::{Loaded, names};
@@ -34,6 +37,8 @@ pub(super) struct Context<'a> {
     pub(super) namespaces: u64,
     /// CLONE_NEW* bits of the namespaces that are joined.
     pub(super) joined: u64,
+    /// The AppArmor profile that is asked for can be had.
+    pub(super) profile: bool,
 }
 
 impl Context<'_> {
@@ -83,9 +88,18 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
     let nothing = nothing();
     let process = spec.process().as_ref().unwrap_or(&nothing);
     let level = policy::of_container(asked.degrade, spec.annotations().as_ref())?;
-    labels::check(linux, process, &host.lsm, level)?;
+    let mut degradations = Vec::new();
+    degradations.extend(labels::check(
+        linux,
+        process,
+        &host.lsm,
+        level,
+        host.landlock,
+    )?);
+    degradations.extend(lost::plan(linux, host, asked, level)?);
     check_privilege(linux, host)?;
-    let (cgroup, degradations) = limits::plan(spec, linux, host, asked, level)?;
+    let (cgroup, unlimited) = limits::plan(spec, linux, host, asked, level)?;
+    degradations.extend(unlimited);
     let seccomp = linux
         .seccomp()
         .as_ref()
@@ -98,20 +112,31 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
         host,
         asked,
         cgroup: &cgroup,
-        namespaces: new_namespaces(linux),
+        namespaces: new_namespaces(linux) & !lost::namespaces(&asked.without),
         joined: joins(linux).iter().fold(0, |all, join| all | join.flag),
+        profile: !degradations
+            .iter()
+            .any(|lost| lost.row == Feature::Apparmor),
     };
+    let rows: Vec<Feature> = degradations.iter().map(|lost| lost.row).collect();
+    let confinement = confine::plan(&rows, spec, linux, host.landlock)?;
     let hooks = Stages::of(spec);
     let mut steps = begin(&context, process)?;
     steps.extend(mounts::root(&context)?);
     steps.extend(around_hooks(&hooks));
-    steps.extend(mounts::finish(&context, process, &steps));
+    steps.extend(mounts::finish(
+        &context,
+        process,
+        &steps,
+        confinement.as_ref(),
+    ));
     steps.extend(to_the_program(
         asked.listen_fds + asked.preserve_fds,
         (linux, process),
         host.privilege(),
         &hooks.start_container,
         seccomp.as_ref(),
+        confinement.as_ref(),
     )?);
     let rdt = super::rdt::plan(linux, &asked.id);
     let facts = context.facts(seccomp.as_ref());
@@ -141,6 +166,7 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
             cwd: process.cwd().to_string_lossy().into_owned(),
         },
         seccomp,
+        supplement: confinement.map(|confinement| confinement.supplement),
         preserve_fds: asked.listen_fds + asked.preserve_fds,
         host_hooks: hooks.host,
         cgroup,
@@ -336,7 +362,7 @@ fn birth(context: &Context<'_>, process: &SpecProcess) -> Birth {
 }
 
 /// Whether a map is of one id: then a user without privileges may write it for its own id.
-fn single(map: &[IdMap]) -> bool {
+pub(super) fn single(map: &[IdMap]) -> bool {
     matches!(map, [line] if line.count == 1)
 }
 
@@ -401,7 +427,7 @@ fn begin(context: &Context<'_>, process: &SpecProcess) -> Result<Vec<Step>> {
     {
         steps.push(Action::Domainname { name }.into());
     }
-    let sysctls: BTreeMap<_, _> = context.linux.sysctl().iter().flatten().collect();
+    let (sysctls, _) = lost::sysctls(context.linux, &context.asked.without);
     let sysctl = |(key, value): (&String, &String)| Action::Sysctl {
         key: key.clone(),
         value: value.clone(),
@@ -443,117 +469,6 @@ fn around_hooks(hooks: &Stages) -> Vec<Step> {
         );
     }
     steps
-}
-
-/// Steps from the finished surroundings to the program. Without no_new_privs the filter needs
-/// CAP_SYS_ADMIN, so it comes before the capabilities go; with it, as late as can be.
-pub(super) fn to_the_program(
-    preserve_fds: u32,
-    (linux, process): (&Linux, &SpecProcess),
-    privilege: Privilege,
-    start_container: &[Hook],
-    filter: Option<&Program>,
-) -> Result<Vec<Step>> {
-    let no_new_privs = process.no_new_privileges().unwrap_or(false);
-    let mut steps: Vec<Step> = vec![
-        Action::Umask {
-            mask: process.user().umask().unwrap_or(0o022),
-        }
-        .into(),
-    ];
-    // Without a process there is nothing to find; Exec says so, after the start.
-    if process.args().as_ref().is_some_and(|args| !args.is_empty()) {
-        steps.push(Action::FindProgram.into());
-    }
-    steps.push(
-        Action::CloseFrom {
-            first: 3 + preserve_fds,
-        }
-        .into(),
-    );
-    let limits = process.rlimits().iter().flatten();
-    steps.extend(limits.map(rlimit));
-    steps.extend(schedule::steps(linux, process));
-    if no_new_privs {
-        steps.push(Action::NoNewPrivs.into());
-    }
-    let cwd = process.cwd().to_string_lossy().into_owned();
-    // Entered while still root, who may enter more; where root may not (network file systems), the
-    // child tries again as the user. Before the filter, which may deny chdir and getcwd: what was seen to
-    // be inside the root stays so, for nothing enters another directory after it.
-    steps.push(Action::Chdir { path: cwd }.into());
-    let identity = identity(linux, process, privilege)?;
-    let caps = &identity.caps;
-    let asked = caps.effective | caps.permitted | caps.inheritable;
-    if asked != 0 {
-        steps.push(Action::Capabilities { asked }.into());
-    }
-    if !no_new_privs && filter.is_some() {
-        steps.push(Action::Seccomp.into());
-    }
-    steps.push(Action::Identity(identity).into());
-    if no_new_privs && filter.is_some() {
-        steps.push(Action::Seccomp.into());
-    }
-    steps.push(Action::AwaitStart.into());
-    if !start_container.is_empty() {
-        let stage = "startContainer".to_string();
-        steps.push(
-            Action::Hooks {
-                stage,
-                hooks: start_container.to_vec(),
-            }
-            .into(),
-        );
-    }
-    steps.push(Action::Exec.into());
-    Ok(steps)
-}
-
-fn rlimit(limit: &oci_spec::runtime::PosixRlimit) -> Step {
-    let (resource, name) = names::rlimit(limit.typ());
-    Action::Rlimit {
-        name: name.to_string(),
-        resource,
-        soft: limit.soft(),
-        hard: limit.hard(),
-    }
-    .into()
-}
-
-fn identity(linux: &Linux, process: &SpecProcess, privilege: Privilege) -> Result<Identity> {
-    let caps = process.capabilities().as_ref();
-    let mask = |set: Option<&Option<oci_spec::runtime::Capabilities>>| {
-        names::capability_mask(set.and_then(Option::as_ref))
-    };
-    let groups = process.user().additional_gids().clone().unwrap_or_default();
-    let unprivileged = privilege.euid != 0;
-    let denied =
-        privilege.setgroups_denied || unprivileged && single(&id_map(linux.gid_mappings()));
-    // Whether a joined namespace allows it is not known; without groups nothing has to be set there, as
-    // this user's own cannot be dropped anyway.
-    let user = libc::CLONE_NEWUSER as u64;
-    let joined = namespaces(linux) & !new_namespaces(linux) & user != 0;
-    let left = denied || unprivileged && joined && groups.is_empty();
-    if denied && !groups.is_empty() {
-        return Err(Error::spec(
-            "process.user.additionalGids",
-            "cannot set any additional groups in a rootless container without a range of groups",
-        )
-        .remedy("map a range of linux.gidMappings from /etc/subgid, or leave the groups out"));
-    }
-    Ok(Identity {
-        uid: process.user().uid(),
-        gid: process.user().gid(),
-        groups: (!left).then_some(groups),
-        caps: CapSets {
-            bounding: mask(caps.map(|c| c.bounding())),
-            effective: mask(caps.map(|c| c.effective())),
-            inheritable: mask(caps.map(|c| c.inheritable())),
-            permitted: mask(caps.map(|c| c.permitted())),
-            ambient: mask(caps.map(|c| c.ambient())),
-        },
-    })
 }
 
 /// A path of config.json that is relative to the bundle, made absolute.

@@ -2,12 +2,14 @@
 
 use oci_spec::runtime::{Process as SpecProcess, Spec};
 
-use super::build::{id_map, keyring, namespaces, new_namespaces, pair, to_the_program};
-use super::degrade::{self, Facts};
+use super::build::{id_map, keyring, namespaces, new_namespaces, pair};
+use super::confine;
+use super::degrade::{self, Facts, Feature};
+use super::program::to_the_program;
 use super::step::{Action, Birth, IdMap, Process, Step};
 use super::{Asked, LabelKind, Plan, labels};
 use crate::cgroup::{CgroupPlan, Mode};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::host::Privilege;
 use crate::spec::{cpus, names};
 use crate::sys::sched::CpuMask;
@@ -45,15 +47,19 @@ pub struct Joined {
 
 /// Plans `process` in the container that was made from `spec`. What `process` leaves open, and runc
 /// takes from the container, is the container's: capabilities, limits, labels, OOM badness, umask.
-/// The system call filter is always the container's.
+/// The system call filter is always the container's. What the container does without
+/// ([`Asked::without`]) is made up for here as it was there, on a host with this version of Landlock (0:
+/// none).
 ///
 /// # Errors
-/// A filter that cannot be compiled, which the container would not have started with either.
+/// A filter that cannot be compiled, which the container would not have started with either; a loss of the
+/// container that the level does not allow, or that cannot be made up for any more.
 pub fn exec(
     spec: &Spec,
     process: &SpecProcess,
     asked: &Asked,
     privilege: Privilege,
+    landlock: u32,
 ) -> Result<Joined> {
     let linux = spec
         .linux()
@@ -65,6 +71,15 @@ pub fn exec(
         .as_ref()
         .map(crate::seccomp::compile)
         .transpose()?;
+    let mut rows = Vec::new();
+    for lost in &asked.without {
+        if let Some(refusal) = lost.feature.row().refusal_on(asked.degrade, landlock) {
+            return Err(Error::new(Kind::State, lost.reason.clone()).also(&refusal));
+        }
+        rows.push(lost.feature);
+    }
+    let confinement = confine::plan(&rows, spec, linux, landlock)?;
+    let profile = !rows.contains(&Feature::Apparmor);
     let mut steps: Vec<Step> = vec![Action::NewSession.into()];
     if !asked.no_new_keyring {
         let user = namespaces(linux) & libc::CLONE_NEWUSER as u64 != 0;
@@ -82,10 +97,11 @@ pub fn exec(
         privilege,
         &[],
         seccomp.as_ref(),
+        confinement.as_ref(),
     )?);
-    let kinds = namespaces(linux);
+    let kinds = namespaces(linux) & !super::lost::namespaces(&asked.without);
     let facts = Facts {
-        made: new_namespaces(linux),
+        made: kinds & new_namespaces(linux),
         joined: kinds & !new_namespaces(linux),
         nested: privilege.user_namespace,
         root: privilege.euid == 0,
@@ -113,7 +129,7 @@ pub fn exec(
         oom_score_adj: process
             .oom_score_adj()
             .map(|value| Step::armed(Action::OomScoreAdj { value }, &facts, level)),
-        labels: labels::process(&process)
+        labels: labels::process(&process, profile)
             .into_iter()
             .filter_map(|step| match step.action {
                 Action::ExecLabel { kind, label } => Some((kind, label)),
@@ -151,6 +167,7 @@ pub fn exec(
             cwd: process.cwd().to_string_lossy().into_owned(),
         },
         seccomp,
+        supplement: confinement.map(|confinement| confinement.supplement),
         preserve_fds: asked.preserve_fds,
         host_hooks: Default::default(),
     };
@@ -237,7 +254,7 @@ mod tests {
     fn what_a_process_leaves_open_is_the_containers() {
         let bare = process(serde_json::json!({
             "user": {"uid": 5, "gid": 6}, "args": ["true"], "cwd": "/tmp"}));
-        let joined = exec(&spec(), &bare, &Asked::default(), Privilege::default()).unwrap();
+        let joined = exec(&spec(), &bare, &Asked::default(), Privilege::default(), 0).unwrap();
         let all = actions(&joined);
         assert!(all.contains(&Action::Umask { mask: 63 }), "{all:?}");
         assert!(all.contains(&Action::Chdir {
@@ -274,7 +291,7 @@ mod tests {
             no_new_keyring: true,
             ..Asked::default()
         };
-        let all = actions(&exec(&spec(), &own, &asked, Privilege::default()).unwrap());
+        let all = actions(&exec(&spec(), &own, &asked, Privilege::default(), 0).unwrap());
         assert!(all.contains(&Action::NoNewPrivs));
         assert!(all.contains(&Action::Umask { mask: 7 }));
         assert!(

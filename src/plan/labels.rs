@@ -4,8 +4,8 @@
 use oci_spec::runtime::{Linux, Process as SpecProcess};
 use serde::{Deserialize, Serialize};
 
-use super::degrade::Feature;
-use super::step::{Action, Mount, MountKind, Step};
+use super::degrade::{self, Feature};
+use super::step::{Action, Degradation, Mount, MountKind, Step};
 use crate::error::{Error, Result};
 use crate::host::Lsm;
 use crate::policy::Level;
@@ -24,21 +24,18 @@ fn set(label: &Option<String>) -> Option<&String> {
     label.as_ref().filter(|label| !label.is_empty())
 }
 
-/// Whether the host can give the labels that are asked for.
+/// Whether the host can give the labels that are asked for; what is lost where the level allows it, on a
+/// host with this version of Landlock (0: none).
 ///
 /// # Errors
 /// The field of the label that needs a security module which is not there, with runc's words.
-pub fn check(linux: &Linux, process: &SpecProcess, lsm: &Lsm, level: Level) -> Result<()> {
-    if set(process.apparmor_profile()).is_some() && !lsm.apparmor {
-        let row = Feature::Apparmor.row();
-        let error = Error::spec(
-            "process.apparmorProfile",
-            "apparmor: config provided but apparmor not supported by this host",
-        );
-        // What would make up for it is not there yet, so that no level allows it.
-        let refusal = row.refusal(level).unwrap_or_default();
-        return Err(error.also(row.remedy).also(&refusal));
-    }
+pub fn check(
+    linux: &Linux,
+    process: &SpecProcess,
+    lsm: &Lsm,
+    level: Level,
+    landlock: u32,
+) -> Result<Option<Degradation>> {
     for (field, label) in [
         ("process.selinuxLabel", process.selinux_label()),
         ("linux.mountLabel", linux.mount_label()),
@@ -51,13 +48,24 @@ pub fn check(linux: &Linux, process: &SpecProcess, lsm: &Lsm, level: Level) -> R
             .remedy("leave it out, or enable SELinux"));
         }
     }
-    Ok(())
+    let Some(profile) = set(process.apparmor_profile()).filter(|_| !lsm.apparmor) else {
+        return Ok(None);
+    };
+    let error = Error::spec(
+        "process.apparmorProfile",
+        "apparmor: config provided but apparmor not supported by this host",
+    );
+    let what = format!("the AppArmor profile {profile}");
+    let lost = degrade::planned(Feature::Apparmor, level, what, error, landlock);
+    lost.map(Some)
+        .map_err(|error| error.also(Feature::Apparmor.row().remedy))
 }
 
 /// Steps that label the program: what they write holds from the next exec on. They come after the
 /// hooks of the host, which are not to run under the container's label, and before pivot_root, while
-/// /proc is the host's: the container's own may be anything (CVE-2019-16884, CVE-2019-19921).
-pub fn process(process: &SpecProcess) -> Vec<Step> {
+/// /proc is the host's: the container's own may be anything (CVE-2019-16884, CVE-2019-19921). Without
+/// `apparmor` its profile is lost.
+pub fn process(process: &SpecProcess, apparmor: bool) -> Vec<Step> {
     let step = |kind, label: &String| {
         Step::from(Action::ExecLabel {
             kind,
@@ -69,6 +77,7 @@ pub fn process(process: &SpecProcess) -> Vec<Step> {
         (LabelKind::Selinux, process.selinux_label()),
     ]
     .into_iter()
+    .filter(|(kind, _)| apparmor || *kind != LabelKind::Apparmor)
     .filter_map(|(kind, label)| set(label).map(|label| step(kind, label)))
     .collect()
 }
@@ -148,15 +157,17 @@ mod tests {
         };
         let plain = Linux::default();
         let field = |linux: &Linux, process: &SpecProcess, lsm: &Lsm| {
-            check(linux, process, lsm, Level::Any).err().map(|error| {
-                error
-                    .to_string()
-                    .split(':')
-                    .nth(1)
-                    .unwrap()
-                    .trim()
-                    .to_string()
-            })
+            check(linux, process, lsm, Level::Any, 0)
+                .err()
+                .map(|error| {
+                    error
+                        .to_string()
+                        .split(':')
+                        .nth(1)
+                        .unwrap()
+                        .trim()
+                        .to_string()
+                })
         };
         let named = |name: &str| Some(name.to_string());
         assert_eq!(field(&plain, &process("", ""), &none), None);

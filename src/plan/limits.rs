@@ -36,7 +36,7 @@ pub(super) fn plan(
             cgroup::RULES => Feature::DeviceRules,
             _ => Feature::Limits,
         };
-        let found = degrade::planned(feature, level, missing.field, missing.error)?;
+        let found = degrade::planned(feature, level, missing.field, missing.error, host.landlock)?;
         // A limit may be several writes.
         if !degradations.contains(&found) {
             degradations.push(found);
@@ -56,7 +56,11 @@ pub(super) fn plan(
         if fields.is_empty() {
             fields.push("linux.cgroupsPath".into());
         }
-        degradations.extend(fields.into_iter().map(|field| degrade::lost(lost, field)));
+        degradations.extend(
+            fields
+                .into_iter()
+                .map(|field| degrade::lost(lost, field, host.landlock)),
+        );
     }
     Ok((cgroup, degradations))
 }

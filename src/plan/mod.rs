@@ -5,13 +5,16 @@
 //! files by the tests, and executed by the engine.
 
 mod build;
+pub mod confine;
 pub mod degrade;
 mod exec;
 pub mod labels;
 mod limits;
+mod lost;
 mod mounts;
 mod net;
 mod print;
+mod program;
 mod rdt;
 pub mod schedule;
 mod step;
@@ -100,6 +103,9 @@ pub struct Plan {
     /// The system call filter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seccomp: Option<Program>,
+    /// The supplementary filter, where something is to be made up for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub supplement: Option<confine::Supplement>,
     /// How many descriptors from 3 on the program gets.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub preserve_fds: u32,

@@ -5,6 +5,7 @@ use std::path::Path;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Mount as SpecMount, Process as SpecProcess};
 
 use super::build::{Context, below, id_map};
+use super::confine::Confinement;
 use super::labels;
 use super::step::{Action, Device, IdMapping, Mount, MountKind, NodeAsked, Step};
 use crate::cgroup;
@@ -16,7 +17,7 @@ use crate::spec::names;
 use crate::sys::mount::attr;
 
 /// The devices that every container has (config-linux.md, "Default Devices"): name and number.
-const DEFAULT_DEVICES: [(&str, u64, u64); 6] = [
+pub(super) const DEFAULT_DEVICES: [(&str, u64, u64); 6] = [
     ("null", 1, 3),
     ("zero", 1, 5),
     ("full", 1, 7),
@@ -389,7 +390,12 @@ fn size(process: &SpecProcess) -> Option<(u16, u16)> {
 
 /// Steps that close the file system, with the host's mounts still there, and change the root; `before`
 /// are those that filled it.
-pub(super) fn finish(context: &Context<'_>, process: &SpecProcess, before: &[Step]) -> Vec<Step> {
+pub(super) fn finish(
+    context: &Context<'_>,
+    process: &SpecProcess,
+    before: &[Step],
+    confinement: Option<&Confinement>,
+) -> Vec<Step> {
     let cwd = process.cwd().to_string_lossy().into_owned();
     let mut steps: Vec<Step> = Vec::new();
     if !cwd.trim_matches('/').is_empty() {
@@ -397,8 +403,22 @@ pub(super) fn finish(context: &Context<'_>, process: &SpecProcess, before: &[Ste
     }
     let readonly = context.linux.readonly_paths().iter().flatten();
     steps.extend(readonly.map(|path| Action::ReadonlyPath { path: path.clone() }.into()));
-    let mut masked: Vec<&String> = Vec::new();
-    for path in context.linux.masked_paths().iter().flatten() {
+    let listed = |list: &Option<Vec<String>>, path: &str| {
+        let mut listed = list.iter().flatten();
+        listed.any(|known| known == path)
+    };
+    for path in confinement.iter().flat_map(|more| &more.readonly) {
+        if !listed(context.linux.readonly_paths(), path) {
+            let path = (*path).to_string();
+            steps.push(Action::ReadonlyPath { path }.into());
+        }
+    }
+    let mut masked: Vec<&str> = Vec::new();
+    let also = confinement
+        .iter()
+        .flat_map(|more| more.masked.iter().copied());
+    let asked = context.linux.masked_paths().iter().flatten();
+    for path in asked.map(String::as_str).chain(also) {
         // Engines list some twice; hiding what is hidden only costs.
         if !masked.contains(&path) {
             masked.push(path);
@@ -410,7 +430,7 @@ pub(super) fn finish(context: &Context<'_>, process: &SpecProcess, before: &[Ste
     if before.iter().any(late) {
         steps.push(Action::ReadonlyMounts.into());
     }
-    steps.extend(labels::process(process));
+    steps.extend(labels::process(process, context.profile));
     steps.push(match (context.shares_mounts(), context.asked.no_pivot) {
         (true, _) => Action::ChangeRoot.into(),
         (false, true) => Action::MoveRoot.into(),

@@ -209,6 +209,11 @@ fn describe(step: &Step, plan: &Plan) -> String {
             format!("{name} {soft}:{hard}")
         }
         Action::NoNewPrivs => "no_new_privs".into(),
+        Action::Landlock(landlock) => super::confine::describe(landlock),
+        Action::Supplement => match &plan.supplement {
+            Some(filter) => format!("supplementary filter: no {}", filter.refuses.join(", ")),
+            None => "supplementary filter".into(),
+        },
         Action::Seccomp | Action::SeccompWithoutFlags => match &plan.seccomp {
             Some(program) => format!(
                 "seccomp filter, {} instructions",

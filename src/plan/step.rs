@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use oci_spec::runtime::Hook;
 use serde::{Deserialize, Serialize};
 
+use super::confine::Landlock;
 use super::degrade::Feature;
 use super::labels::LabelKind;
 use super::schedule::{MemoryPolicy, Scheduling};
@@ -55,6 +56,9 @@ pub struct Otherwise {
     pub fallback: String,
     /// How the host can be made to allow it.
     pub remedy: String,
+    /// Other steps depend on it: the container is planned and made again without it, in place of `action`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
 }
 
 /// A way to go on that the level does not allow.
@@ -331,6 +335,10 @@ pub enum Action {
     },
     /// PR_SET_NO_NEW_PRIVS.
     NoNewPrivs,
+    /// A Landlock domain: makes up for a protection that the host does not give.
+    Landlock(Landlock),
+    /// The supplementary system call filter, likewise.
+    Supplement,
     /// The system call filter.
     Seccomp,
     /// The same without the flags that an older kernel lacks: LOG and SPEC_ALLOW.

@@ -195,7 +195,23 @@ pub fn namespace_id(fd: BorrowedFd<'_>) -> nix::Result<u64> {
     Ok(id)
 }
 
+/// Whether `fd` is the root of a mount; no where the kernel does not tell (before Linux 5.8).
+///
+/// # Errors
+/// Those of statx(2).
+pub fn is_mount_root(fd: BorrowedFd<'_>) -> nix::Result<bool> {
+    // STATX_ATTR_MOUNT_ROOT of linux/stat.h.
+    const MOUNT_ROOT: u64 = 0x2000;
+    let buffer = statx(fd, 0)?;
+    Ok(buffer.stx_attributes & buffer.stx_attributes_mask & MOUNT_ROOT != 0)
+}
+
 fn statx_mount(fd: BorrowedFd<'_>, mask: u32) -> nix::Result<Option<u64>> {
+    let buffer = statx(fd, mask)?;
+    Ok((buffer.stx_mask & mask != 0).then_some(buffer.stx_mnt_id))
+}
+
+fn statx(fd: BorrowedFd<'_>, mask: u32) -> nix::Result<libc::statx> {
     // SAFETY: all zeroes is a valid statx, and the kernel fills it.
     let mut buffer: libc::statx = unsafe { std::mem::zeroed() };
     // SAFETY: a valid string, and a writable buffer of the right type.
@@ -208,7 +224,7 @@ fn statx_mount(fd: BorrowedFd<'_>, mask: u32) -> nix::Result<Option<u64>> {
             &raw mut buffer,
         )
     }))?;
-    Ok((buffer.stx_mask & mask != 0).then_some(buffer.stx_mnt_id))
+    Ok(buffer)
 }
 
 /// Changes attributes (`set`, `clear`: [`attr`]) and propagation (MS_PRIVATE and its like, 0: leave

@@ -441,18 +441,6 @@ fn a_limit_without_its_controller() {
 #[test]
 fn what_cannot_be_made_up_for() {
     isorun_only!("the levels are isorun's");
-    let mut bundle = Bundle::sh("echo ran");
-    denied!(
-        bundle,
-        libc::EPERM,
-        &format!("272@0={}", libc::CLONE_NEWNET)
-    );
-    for level in ["never", "safe", "any"] {
-        let out = at(&bundle, level).code(1);
-        let says = "the degradation \"network\" is allowed at no level yet";
-        assert!(out.stderr.contains(says), "{out:#?}");
-        bundle.assert_gone();
-    }
     // A birth: user.max_user_namespaces is reached.
     let mut bundle = mapped();
     denied!(bundle, libc::ENOSPC, "435");

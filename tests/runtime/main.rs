@@ -16,6 +16,7 @@ mod bad_input;
 mod capabilities;
 mod captured;
 mod cgroups;
+mod compensation;
 mod concurrency;
 mod degrade;
 mod degrade_levels;

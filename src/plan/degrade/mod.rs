@@ -24,7 +24,9 @@ mod ways;
 use serde::{Deserialize, Serialize};
 
 pub use table::TABLE;
+pub(super) use ways::NETWORK;
 
+use super::confine;
 use super::step::{Action, Degradation, Otherwise, Refused, Step};
 use crate::cgroup::CgroupPlan;
 use crate::error::{Error, Result};
@@ -66,6 +68,11 @@ impl Feature {
         // A test holds that every feature has one; the last row is the one that nothing passes.
         let found = TABLE.iter().find(|row| row.feature == self);
         found.unwrap_or(&TABLE[TABLE.len() - 1])
+    }
+
+    /// Whether processes without it are confined by other means, in `exec` as well.
+    pub fn is_confined(self) -> bool {
+        confine::least_abi(self).is_some()
     }
 
     /// Its name, as in JSON.
@@ -127,11 +134,21 @@ impl Row {
         }
     }
 
-    /// What is told of the compensation in a report.
-    fn told(&self) -> &'static str {
+    /// The same on a host with this version of Landlock (0: none), which some rows need.
+    pub fn refusal_on(&self, level: Level, landlock: u32) -> Option<String> {
+        self.refusal(level)
+            .or_else(|| confine::impossible(self.feature, landlock))
+    }
+
+    /// What is told of the compensation in a report, on a host with this version of Landlock.
+    fn told(&self, landlock: u32) -> String {
         match self.compensation {
-            Compensation::By(what) => what,
-            Compensation::NotNeeded(_) | Compensation::Missing(_) => "",
+            Compensation::By(what) if confine::least_abi(self.feature).is_some() => {
+                let abi = landlock.min(confine::NEWEST_ABI);
+                format!("{what}; the ABI of Landlock is {abi}")
+            }
+            Compensation::By(what) => what.into(),
+            Compensation::NotNeeded(_) | Compensation::Missing(_) => String::new(),
         }
     }
 }
@@ -174,6 +191,8 @@ struct Way {
     fallback: Option<String>,
     /// Likewise.
     remedy: Option<String>,
+    /// The container is planned again without it.
+    again: bool,
 }
 
 /// Where a birth failed.
@@ -199,6 +218,16 @@ pub struct Lost {
     pub errno: i32,
 }
 
+impl From<&Degradation> for Lost {
+    fn from(known: &Degradation) -> Self {
+        Self {
+            feature: known.row,
+            reason: known.reason.clone(),
+            errno: known.errno,
+        }
+    }
+}
+
 /// Gives steps their alternatives.
 pub(super) fn arm<'a>(steps: impl Iterator<Item = &'a mut Step>, facts: &Facts, level: Level) {
     for step in steps {
@@ -214,6 +243,7 @@ pub(super) fn arm<'a>(steps: impl Iterator<Item = &'a mut Step>, facts: &Facts, 
                     feature: way.feature,
                     fallback: way.fallback.unwrap_or_else(|| row.fallback.into()),
                     remedy: way.remedy.unwrap_or_else(|| row.remedy.into()),
+                    again: way.again,
                 }),
                 Some(_) => step.refused.push(Refused {
                     row: row.feature,
@@ -225,7 +255,8 @@ pub(super) fn arm<'a>(steps: impl Iterator<Item = &'a mut Step>, facts: &Facts, 
     }
 }
 
-/// A loss that is known before anything is done: `what` cannot be had, as `error` says.
+/// A loss that is known before anything is done: `what` cannot be had, as `error` says, on a host with
+/// this version of Landlock (0: none).
 ///
 /// # Errors
 /// `error` with the row and the repair, where the level does not allow it.
@@ -234,9 +265,10 @@ pub(super) fn planned(
     level: Level,
     what: String,
     error: Error,
+    landlock: u32,
 ) -> Result<Degradation> {
     let row = feature.row();
-    match row.refusal(level) {
+    match row.refusal_on(level, landlock) {
         Some(refusal) => Err(error.also(&refusal)),
         None => Ok(Degradation {
             row: feature,
@@ -244,14 +276,14 @@ pub(super) fn planned(
             errno: error.errno().map_or(0, |errno| errno as i32),
             reason: error.to_string(),
             fallback: row.fallback.into(),
-            compensation: row.told().into(),
+            compensation: row.told(landlock),
             remedy: row.remedy.into(),
         }),
     }
 }
 
-/// What the plan does without after births that failed.
-pub(super) fn lost(lost: &Lost, what: String) -> Degradation {
+/// What the plan does without after births that failed, on a host with this version of Landlock.
+pub(super) fn lost(lost: &Lost, what: String, landlock: u32) -> Degradation {
     let row = lost.feature.row();
     Degradation {
         row: lost.feature,
@@ -259,18 +291,24 @@ pub(super) fn lost(lost: &Lost, what: String) -> Degradation {
         reason: lost.reason.clone(),
         errno: lost.errno,
         fallback: row.fallback.into(),
-        compensation: row.told().into(),
+        compensation: row.told(landlock),
         remedy: row.remedy.into(),
     }
 }
 
-/// What is to be given up after a birth failed at `stage`; the next plan is made without it
-/// ([`super::Asked::without`]).
+/// What is to be given up after a birth failed at `stage`, on a host with this version of Landlock (0:
+/// none); the next plan is made without it ([`super::Asked::without`]).
 ///
 /// # Errors
 /// The failure itself where no row is about it; with the row and the repair where the level does not
 /// allow it.
-pub fn reborn(stage: Stage, error: Error, plan: &super::Plan, root: bool) -> Result<Lost> {
+pub fn reborn(
+    stage: Stage,
+    error: Error,
+    plan: &super::Plan,
+    root: bool,
+    landlock: u32,
+) -> Result<Lost> {
     let facts = Facts {
         made: plan.birth.clone_flags,
         root,
@@ -280,15 +318,25 @@ pub fn reborn(stage: Stage, error: Error, plan: &super::Plan, root: bool) -> Res
         return Err(error);
     };
     let about = |row: &&Row| row.on.contains(&errno) && (row.birth)(stage, &facts, &plan.cgroup);
-    let Some(row) = TABLE.iter().find(about) else {
-        return Err(error);
-    };
-    match row.refusal(plan.level) {
+    match TABLE.iter().find(about) {
+        Some(row) => given_up(row.feature, error, plan.level, landlock),
+        None => Err(error),
+    }
+}
+
+/// The loss of `feature` by the failure `error`, on a host with this version of Landlock (0: none).
+///
+/// # Errors
+/// The failure with the row and the repair, where the level does not allow it or nothing can make up for
+/// it.
+pub fn given_up(feature: Feature, error: Error, level: Level, landlock: u32) -> Result<Lost> {
+    let row = feature.row();
+    match row.refusal_on(level, landlock) {
         Some(refusal) => Err(error.also(&refusal).also(row.remedy)),
         None => Ok(Lost {
-            feature: row.feature,
+            feature,
             reason: error.to_string(),
-            errno,
+            errno: error.errno().map_or(0, |errno| errno as i32),
         }),
     }
 }
@@ -307,7 +355,7 @@ impl Otherwise {
             reason: error.to_string(),
             errno: error.errno().map_or(0, |errno| errno as i32),
             fallback,
-            compensation: self.row.row().told().into(),
+            compensation: self.row.row().told(0),
             remedy: self.remedy.clone(),
         }
     }
@@ -319,6 +367,14 @@ impl Step {
         let mut step = Self::from(action);
         arm(std::iter::once(&mut step), facts, level);
         step
+    }
+
+    /// What the container is to be made again without after this failure of the step.
+    pub fn again(&self, error: &Error) -> Option<Feature> {
+        let errno = error.errno()? as i32;
+        let mut ways = self.otherwise.iter();
+        let way = ways.find(|way| way.again && way.on.contains(&errno))?;
+        Some(way.row)
     }
 
     /// Does the step by `act`, else the alternatives in their order: each is tried when its errnos hold
@@ -336,7 +392,7 @@ impl Step {
         };
         let code = |error: &Error| error.errno().map_or(0, |errno| errno as i32);
         let (mut all, mut last) = (first.clone(), code(&first));
-        let mut ways = self.otherwise.iter();
+        let mut ways = self.otherwise.iter().filter(|way| !way.again);
         while let Some(way) = ways.find(|way| way.on.contains(&last)) {
             let Some(action) = &way.action else {
                 return Ok(Some(way.taken(&all, None)));

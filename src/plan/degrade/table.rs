@@ -256,7 +256,12 @@ pub const TABLE: &[Row] = &[
         what: "an AppArmor profile is asked for, and AppArmor is off",
         fallback: "the container runs without the profile",
         level: Some(Level::Any),
-        compensation: Missing("Landlock and a supplementary system call filter"),
+        compensation: By(
+            "no_new_privs; Landlock and a supplementary system call filter refuse mounts, changes of the \
+             kernel and tracing across their border; files of the kernel in /proc and /sys are read-only \
+             or hidden. The price: no setuid programs, no mounts inside, and processes of different execs \
+             cannot trace each other",
+        ),
         remedy: "enable AppArmor, or leave process.apparmorProfile out",
         ..ROW
     },
@@ -272,8 +277,12 @@ pub const TABLE: &[Row] = &[
         ],
         fallback: "the network is shared with the host",
         level: Some(Level::Any),
-        compensation: Missing(
-            "raw sockets refused by a supplementary filter, abstract sockets by Landlock",
+        compensation: By(
+            "CAP_NET_ADMIN and CAP_NET_RAW go; no_new_privs; a supplementary system call filter refuses raw \
+             sockets and all families but UNIX, IP and netlink; Landlock (from ABI 6 on) refuses abstract \
+             sockets of processes outside; /proc/sys/net is read-only. The price: no setuid programs, no \
+             mounts inside, no io_uring, and processes of different execs cannot trace each other nor meet \
+             on abstract sockets",
         ),
         remedy: "let isorun make network namespaces: CAP_SYS_ADMIN, /proc/sys/user/max_net_namespaces",
         instead: ways::network,

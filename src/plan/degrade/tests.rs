@@ -124,6 +124,7 @@ fn the_next_way_is_taken_by_the_errno_of_the_one_before() {
         feature: String::new(),
         fallback: String::new(),
         remedy: String::new(),
+        again: false,
     };
     let mut step = Step::from(Action::NewSession);
     step.otherwise = vec![
@@ -156,6 +157,7 @@ fn a_loss_that_is_known_before() {
             level,
             "linux.resources.pids".into(),
             error(),
+            0,
         )
     };
     let refused = plan(Level::Safe).unwrap_err().to_string();

@@ -228,9 +228,13 @@ pub(super) fn procfs(_: &Facts, action: &Action) -> Option<Way> {
     })
 }
 
+/// What is lost by row `network`.
+pub(in crate::plan) const NETWORK: &str = "a network namespace of its own";
+
 pub(super) fn network(_: &Facts, action: &Action) -> Option<Way> {
     matches!(action, Action::NetworkNamespace).then(|| Way {
-        feature: "a network namespace of its own".into(),
+        feature: NETWORK.into(),
+        again: true,
         ..Way::default()
     })
 }

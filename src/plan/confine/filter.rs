@@ -1,0 +1,235 @@
+//! The supplementary system call filter: what it refuses for which loss.
+
+use oci_spec::runtime::{
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder,
+    LinuxSeccompOperator, LinuxSyscall,
+};
+
+use super::Supplement;
+use crate::error::{Error, Kind, Result};
+use crate::plan::degrade::Feature;
+
+/// One thing that is refused.
+struct Refusal {
+    /// For people.
+    what: &'static str,
+    /// The system calls.
+    calls: &'static [&'static str],
+    /// Conditions on one argument, any of which is enough; none: every call.
+    when: &'static [When],
+    /// What the caller sees.
+    errno: i32,
+}
+
+/// A condition on an argument.
+struct When {
+    index: usize,
+    op: LinuxSeccompOperator,
+    value: u64,
+    two: Option<u64>,
+}
+
+/// All bits of `mask` in argument `index` that are `value`.
+const fn masked(index: usize, mask: u64, value: u64) -> When {
+    When {
+        index,
+        op: LinuxSeccompOperator::ScmpCmpMaskedEq,
+        value: mask,
+        two: Some(value),
+    }
+}
+
+/// Argument `index` is `value`.
+const fn equal(index: usize, value: u64) -> When {
+    When {
+        index,
+        op: LinuxSeccompOperator::ScmpCmpEq,
+        value,
+        two: None,
+    }
+}
+
+/// Mounts, which Landlock refuses as well, by every call that there is.
+const MOUNTS: Refusal = Refusal {
+    what: "mounts",
+    calls: &[
+        "fsconfig",
+        "fsmount",
+        "fsopen",
+        "fspick",
+        "mount",
+        "mount_setattr",
+        "move_mount",
+        "open_tree",
+        "open_tree_attr",
+        "pivot_root",
+        "umount",
+        "umount2",
+    ],
+    when: &[],
+    errno: libc::EPERM,
+};
+
+/// What changes the kernel that everybody runs on.
+const KERNEL: Refusal = Refusal {
+    what: "changes of the kernel",
+    calls: &[
+        "acct",
+        "create_module",
+        "delete_module",
+        "finit_module",
+        "init_module",
+        "ioperm",
+        "iopl",
+        "kexec_file_load",
+        "kexec_load",
+        "open_by_handle_at",
+        "reboot",
+        "swapoff",
+        "swapon",
+    ],
+    when: &[],
+    errno: libc::EPERM,
+};
+
+/// A type of socket is what is left without these two flags.
+const SOCK_TYPE: u64 = 0xf;
+
+/// The old way to AF_PACKET: SOCK_PACKET of linux/net.h.
+const SOCK_PACKET: u64 = 10;
+
+/// Raw sockets of IP. Others of this type, of netlink for one, carry no packets.
+const RAW: [Refusal; 2] = [
+    Refusal {
+        what: "raw sockets",
+        calls: &["socket"],
+        when: &[masked(1, SOCK_TYPE, SOCK_PACKET)],
+        errno: libc::EPERM,
+    },
+    Refusal {
+        what: "sockets of other families than UNIX, IP and netlink",
+        calls: &["socket"],
+        when: &[
+            equal(0, 3),
+            equal(0, 4),
+            equal(0, 5),
+            equal(0, 6),
+            equal(0, 7),
+            equal(0, 8),
+            equal(0, 9),
+            equal(0, 11),
+            equal(0, 12),
+            equal(0, 13),
+            equal(0, 14),
+            equal(0, 15),
+            When {
+                index: 0,
+                op: LinuxSeccompOperator::ScmpCmpGe,
+                value: 17,
+                two: None,
+            },
+        ],
+        errno: libc::EPERM,
+    },
+];
+
+/// What can make sockets past the conditions on socket(2): the multiplexer of 32-bit x86, whose arguments
+/// a filter cannot see, and io_uring.
+const AROUND_SOCKET: [Refusal; 2] = [
+    Refusal {
+        what: "socketcall",
+        calls: &["socketcall"],
+        when: &[],
+        errno: libc::EPERM,
+    },
+    IO_URING,
+];
+
+/// A way around every filter of system calls.
+const IO_URING: Refusal = Refusal {
+    what: "io_uring",
+    calls: &["io_uring_enter", "io_uring_register", "io_uring_setup"],
+    when: &[],
+    errno: libc::ENOSYS,
+};
+
+/// IP's raw sockets: two conditions that both have to hold.
+const RAW_IP: [[When; 2]; 2] = [
+    [
+        equal(0, libc::AF_INET as u64),
+        masked(1, SOCK_TYPE, libc::SOCK_RAW as u64),
+    ],
+    [
+        equal(0, libc::AF_INET6 as u64),
+        masked(1, SOCK_TYPE, libc::SOCK_RAW as u64),
+    ],
+];
+
+/// The filter for the loss of `rows`.
+///
+/// # Errors
+/// None that is known: the filter is made of constants.
+pub(super) fn supplement(rows: &[Feature]) -> Result<Supplement> {
+    let mut refusals: Vec<&Refusal> = vec![&MOUNTS, &KERNEL];
+    let network = rows.contains(&Feature::Network);
+    if network {
+        refusals.extend(RAW.iter().chain(&AROUND_SOCKET));
+    }
+    let mut rules = Vec::new();
+    for refusal in &refusals {
+        match refusal.when {
+            [] => rules.push(rule(refusal.calls, refusal.errno, &[])?),
+            any => {
+                for when in any {
+                    rules.push(rule(refusal.calls, refusal.errno, &[when])?);
+                }
+            }
+        }
+    }
+    if network {
+        for [family, kind] in &RAW_IP {
+            rules.push(rule(&["socket"], libc::EPERM, &[family, kind])?);
+        }
+    }
+    let mut filter = LinuxSeccomp::default();
+    filter
+        .set_default_action(LinuxSeccompAction::ScmpActAllow)
+        .set_architectures(Some(architectures()))
+        .set_syscalls(Some(rules));
+    let mut refuses: Vec<String> = refusals.iter().map(|one| one.what.to_string()).collect();
+    refuses.dedup();
+    Ok(Supplement {
+        refuses,
+        program: crate::seccomp::compile(&filter)?,
+    })
+}
+
+fn rule(calls: &[&str], errno: i32, when: &[&When]) -> Result<LinuxSyscall> {
+    let arg = |when: &&When| {
+        let arg = LinuxSeccompArgBuilder::default()
+            .index(when.index)
+            .op(when.op)
+            .value(when.value);
+        match when.two {
+            Some(two) => arg.value_two(two).build(),
+            None => arg.build(),
+        }
+        .map_err(|error| Error::new(Kind::System, format!("the supplementary filter: {error}")))
+    };
+    let args: Vec<LinuxSeccompArg> = when.iter().map(arg).collect::<Result<_>>()?;
+    let mut rule = LinuxSyscall::default();
+    rule.set_names(calls.iter().map(|name| (*name).to_string()).collect())
+        .set_action(LinuxSeccompAction::ScmpActErrno)
+        .set_errno_ret(u32::try_from(errno).ok())
+        .set_args((!args.is_empty()).then_some(args));
+    Ok(rule)
+}
+
+/// Every interface of this machine: a filter kills calls by those that it is not for, and what the
+/// container's own filter allows is its own affair.
+fn architectures() -> Vec<Arch> {
+    match cfg!(any(target_arch = "x86_64", target_arch = "x86")) {
+        true => vec![Arch::ScmpArchX86_64, Arch::ScmpArchX86, Arch::ScmpArchX32],
+        false => vec![Arch::ScmpArchAarch64, Arch::ScmpArchArm],
+    }
+}

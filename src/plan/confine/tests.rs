@@ -1,0 +1,146 @@
+//! Tests of the rules and of the filter.
+
+use super::*;
+use crate::seccomp::Insn;
+
+fn spec(readonly: bool) -> Spec {
+    serde_json::from_value(serde_json::json!({
+        "ociVersion": "1.2.0",
+        "root": {"path": "rootfs", "readonly": readonly},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/data", "type": "bind", "source": "/d", "options": ["bind", "rw"]},
+            {"destination": "/data/old", "type": "bind", "source": "/o", "options": ["bind", "ro"]},
+            {"destination": "/all", "type": "bind", "source": "/a", "options": ["rbind", "rro"]},
+            {"destination": "tmp/", "type": "tmpfs", "source": "tmpfs"},
+            {"destination": "/late", "type": "tmpfs", "source": "tmpfs"},
+            {"destination": "/late", "source": "x", "options": ["remount", "bind", "ro"]}
+        ],
+        "linux": {"devices": [{"path": "/opt/disk", "type": "b", "major": 8, "minor": 0}]}
+    }))
+    .unwrap()
+}
+
+fn changed(spec: &Spec) -> Vec<String> {
+    let linux = spec.linux().clone().unwrap();
+    let rules = rules(spec, &linux).unwrap();
+    let may = |rule: &&Rule| rule.may.contains(&May::Change);
+    rules
+        .iter()
+        .filter(may)
+        .map(|rule| rule.path.clone())
+        .collect()
+}
+
+#[test]
+fn rules_mirror_the_mounts() {
+    assert_eq!(changed(&spec(false)), ["/"]);
+    let paths = changed(&spec(true));
+    for writable in ["/proc", "/data", "/tmp", "/dev/null", "/opt/disk"] {
+        assert!(
+            paths.iter().any(|path| path == writable),
+            "{writable}: {paths:?}"
+        );
+    }
+    for readonly in ["/", "/data/old", "/all", "/late"] {
+        assert!(
+            !paths.iter().any(|path| path == readonly),
+            "{readonly}: {paths:?}"
+        );
+    }
+}
+
+#[test]
+fn nothing_is_made_up_for_that_is_not_lost() {
+    let spec = spec(true);
+    let linux = spec.linux().clone().unwrap();
+    for rows in [&[][..], &[Feature::Rlimit, Feature::Procfs]] {
+        assert_eq!(plan(rows, &spec, &linux, 7).unwrap(), None);
+    }
+    let found = plan(&[Feature::Apparmor], &spec, &linux, 99)
+        .unwrap()
+        .unwrap();
+    assert_eq!(found.landlock.abi, NEWEST_ABI);
+    assert_eq!(impossible(Feature::Apparmor, 1), None);
+    assert!(impossible(Feature::Apparmor, 0).unwrap().contains("lsm="));
+    let old = impossible(Feature::Network, 5).unwrap();
+    assert!(old.contains("ABI 6") && old.contains("ABI 5"), "{old}");
+}
+
+/// What the filter says to a call of x86_64 with these arguments.
+fn verdict(program: &[Insn], call: i64, args: [u64; 2]) -> u32 {
+    const X86_64: u32 = 0xc000_003e;
+    let word = |offset: u32| match offset {
+        0 => call as u32,
+        4 => X86_64,
+        16 => args[0] as u32,
+        20 => (args[0] >> 32) as u32,
+        24 => args[1] as u32,
+        28 => (args[1] >> 32) as u32,
+        _ => 0,
+    };
+    let (mut at, mut accumulator) = (0, 0u32);
+    loop {
+        let Insn { code, jt, jf, k } = program[at];
+        let jump = |yes: bool| usize::from(if yes { jt } else { jf });
+        at += 1;
+        match code {
+            0x20 => accumulator = word(k),
+            0x54 => accumulator &= k,
+            0x05 => at += k as usize,
+            0x15 => at += jump(accumulator == k),
+            0x25 => at += jump(accumulator > k),
+            0x35 => at += jump(accumulator >= k),
+            0x45 => at += jump(accumulator & k != 0),
+            0x06 => return k,
+            other => panic!("instruction {other:#x}"),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_filter_refuses_what_it_says() {
+    let errno = |errno: i32| libc::SECCOMP_RET_ERRNO | errno as u32;
+    let allow = libc::SECCOMP_RET_ALLOW;
+    let network = filter::supplement(&[Feature::Network]).unwrap().program;
+    let apparmor = filter::supplement(&[Feature::Apparmor]).unwrap().program;
+    let socket = |family: i32, kind: i32| {
+        let args = [family as u64, (kind | libc::SOCK_CLOEXEC) as u64];
+        verdict(&network.instructions, libc::SYS_socket, args)
+    };
+    for (family, kind, said) in [
+        (libc::AF_INET, libc::SOCK_RAW, errno(libc::EPERM)),
+        (libc::AF_INET6, libc::SOCK_RAW, errno(libc::EPERM)),
+        (libc::AF_INET, 10, errno(libc::EPERM)),
+        (libc::AF_PACKET, libc::SOCK_DGRAM, errno(libc::EPERM)),
+        (libc::AF_VSOCK, libc::SOCK_STREAM, errno(libc::EPERM)),
+        (libc::AF_X25, libc::SOCK_STREAM, errno(libc::EPERM)),
+        (libc::AF_INET, libc::SOCK_STREAM, allow),
+        (libc::AF_INET6, libc::SOCK_DGRAM, allow),
+        (libc::AF_NETLINK, libc::SOCK_RAW, allow),
+        (libc::AF_UNIX, libc::SOCK_SEQPACKET, allow),
+    ] {
+        assert_eq!(socket(family, kind), said, "{family} {kind}");
+    }
+    for (call, in_network, in_apparmor) in [
+        (libc::SYS_mount, errno(libc::EPERM), errno(libc::EPERM)),
+        (libc::SYS_move_mount, errno(libc::EPERM), errno(libc::EPERM)),
+        (
+            libc::SYS_init_module,
+            errno(libc::EPERM),
+            errno(libc::EPERM),
+        ),
+        (libc::SYS_io_uring_setup, errno(libc::ENOSYS), allow),
+        (libc::SYS_socket, allow, allow),
+        (libc::SYS_seccomp, allow, allow),
+        (libc::SYS_execve, allow, allow),
+        (libc::SYS_landlock_restrict_self, allow, allow),
+    ] {
+        for (program, said) in [(&network, in_network), (&apparmor, in_apparmor)] {
+            assert_eq!(verdict(&program.instructions, call, [1, 1]), said, "{call}");
+            assert_eq!(program.listener_path, None);
+            assert!(program.unknown.is_empty(), "{:?}", program.unknown);
+        }
+    }
+}
