@@ -20,7 +20,7 @@ use isorun::doctor;
 use isorun::error::{Error, Result};
 use isorun::host::{Answer, Caps, Host, IdMap, Outcome};
 use isorun::plan::degrade::{self, Stage};
-use isorun::plan::{self, Action, Asked, MountKind, Plan};
+use isorun::plan::{self, Action, Asked, Feature, MountKind, Plan};
 use isorun::policy::Level;
 use isorun::spec::{Loaded, check, parse};
 use nix::errno::Errno;
@@ -271,27 +271,50 @@ impl Machine {
             ..Asked::default()
         };
         let mut first = None;
+        // Asked for by the engine once something is lost.
+        let landlock = self.landlock();
+        let mut host = self.host.clone();
         loop {
-            let plan = match plan::build(spec, &self.host, &asked) {
+            let plan = match plan::build(spec, &host, &asked) {
                 Ok(plan) => plan,
                 Err(error) => return (first, Err(error)),
             };
             first.get_or_insert_with(|| plan.clone());
-            let (stage, error) = match self.birth(&plan) {
-                Ok(()) => return (first, self.steps(&plan, level)),
-                Err(failed) => failed,
+            let root = self.host.euid == 0;
+            let lost = match self.birth(&plan) {
+                Ok(()) => match self.steps(&plan, level) {
+                    Ok(rows) => return (first, Ok(rows)),
+                    Err((None, error)) => Err(error),
+                    Err((Some(row), error)) => degrade::given_up(row, error, plan.level, landlock),
+                },
+                Err((stage, error)) => degrade::reborn(stage, error, &plan, root, landlock),
             };
-            match degrade::reborn(stage, error, &plan, self.host.euid == 0) {
+            host.landlock = landlock;
+            match lost {
                 Ok(lost) => asked.without.push(lost),
                 Err(error) => return (first, Err(error)),
             }
         }
     }
 
-    fn steps(&self, plan: &Plan, level: Level) -> Result<Vec<String>> {
+    /// The version of Landlock that doctor has found; 0: none.
+    fn landlock(&self) -> u32 {
+        let found = self.outcome("landlock").filter(|found| found.is_ok());
+        let version = found.and_then(|found| found.detail.split([' ', ',']).nth(1)?.parse().ok());
+        version.unwrap_or(0)
+    }
+
+    /// The rows that are lost on the way; or the failure, with what the container is made again without.
+    fn steps(
+        &self,
+        plan: &Plan,
+        level: Level,
+    ) -> std::result::Result<Vec<String>, (Option<Feature>, Error)> {
         let mut lost: Vec<_> = plan.degradations.iter().map(|one| one.row.name()).collect();
         for step in plan.birth.oom_score_adj.iter().chain(&plan.steps) {
-            if let Some(one) = step.perform(level, |action| self.act(action))? {
+            let done = step.perform(level, |action| self.act(action));
+            let done = done.map_err(|error| (step.again(&error), error))?;
+            if let Some(one) = done {
                 lost.push(one.row.name());
             }
         }
