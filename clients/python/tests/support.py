@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import os
 import pathlib
+import select
 import shutil
 import signal
 import socket
@@ -48,6 +49,27 @@ class ChannelTest(unittest.TestCase):
         return sorted(os.listdir(self.directory))
 
 
+class Lines:
+    """Lines from a pipe, each within a minute: what hangs is a failure, not a wait."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = pipe
+        self._data = b""
+
+    def next(self, timeout: float = 60) -> Optional[str]:
+        """The next line; ``None``: the pipe has ended."""
+        deadline = time.monotonic() + timeout
+        while b"\n" not in self._data:
+            if not select.select([self._pipe], [], [], max(deadline - time.monotonic(), 0))[0]:
+                raise AssertionError(f"no line came in {timeout} s; before that: {self._data!r}")
+            more = os.read(self._pipe.fileno(), 4096)
+            if not more:
+                return None
+            self._data += more
+        line, _, self._data = self._data.partition(b"\n")
+        return line.decode()
+
+
 class Process:
     """A process of ours that speaks by lines on its standard output, and is spoken to on its input."""
 
@@ -56,20 +78,20 @@ class Process:
         preamble = "import sys, os, time\nimport isorun_channel as ic\nchannel = ic.Channel(sys.argv[1])\n"
         self._process = subprocess.Popen(
             [sys.executable, "-u", "-c", preamble + code, directory, *map(str, arguments)], env=environment,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._lines = Lines(self._process.stdout)
         self.pid = self._process.pid
 
     def line(self) -> str:
         """The next line that it prints; an error if it ends instead."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
+        line = self._lines.next()
+        if line is None:
             raise AssertionError(f"the process ended with {self._process.wait(10)}")
-        return line.rstrip("\n")
+        return line
 
     def tell(self, line: str = "") -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(line + "\n")
+        self._process.stdin.write(line.encode() + b"\n")
         self._process.stdin.flush()
 
     def kill(self) -> None:

@@ -557,17 +557,15 @@ while True:
 """)
             process.line()
             with self.channel.subscribe("e", credits=16) as subscriber:
-                threading.Timer(0.02 + 0.03 * turn, process.kill).start()
-                count = 0
+                subscriber.receive(20).release()
+                threading.Timer(0.01 + 0.03 * turn, process.kill).start()
                 while True:
                     try:
                         with subscriber.receive(10) as message:
                             data = message.tensor.tobytes()
                             self.assertEqual(data, bytes([message.tag]) * 100000)
-                            count += 1
                     except ic.Closed:
                         break
-                self.assertGreater(count, 0)
             process.end()
         gc.collect()
         self.assertEqual(descriptors(), before)
