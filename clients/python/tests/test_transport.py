@@ -192,9 +192,11 @@ class Flow(ChannelTest):
             thread.start()
             for i in range(30):
                 publisher.wait_for_room(10)
-                self.assertEqual(publisher.publish(ic.tensor(b"x"), tag=i).receivers, 1)
+                delivery = publisher.publish(ic.tensor(b"x"), tag=i)
+                self.assertEqual(delivery.receivers, 1)
             publisher.drain(10)
             thread.join(10)
+            delivery.wait(10)
             self.assertEqual(found, [(i, 0) for i in range(30)])
             for i in range(2):
                 publisher.publish(ic.tensor(b"x"))
