@@ -6,7 +6,7 @@
 //! (`degrade::reborn`, `Step::perform`). tests/golden/platforms holds what comes of it, and the table of
 //! docs/platforms.md is generated from it. `ISORUN_UPDATE_GOLDEN=1 cargo test --test platforms` writes both
 //! anew; read the difference before you commit it. That real machines do the same is what
-//! integration/lab/scripts/degrade shows.
+//! integration/degrade/run shows.
 
 #![allow(
     clippy::unwrap_used,
