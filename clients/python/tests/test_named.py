@@ -205,6 +205,17 @@ class BadFiles(ChannelTest):
         with self.assertRaises(ic.FileFormatError):
             self.channel.get("bad")
 
+    def test_a_file_with_holes(self) -> None:
+        """A header, and a terabyte of nothing: reading it would allocate it."""
+        if not self.directory.startswith("/dev/shm"):
+            self.skipTest("/dev/shm, a tmpfs, cannot be written here")
+        size = 1 << 40
+        self.put(file(self.entry(shape=[size], data_offsets=[0, size])))
+        os.truncate(f"{self.directory}/bad.safetensors", os.stat(f"{self.directory}/bad.safetensors").st_size + size)
+        for copy in (False, True):
+            with self.assertRaisesRegex(ic.FileFormatError, "holes"):
+                self.channel.get("bad", copy=copy)
+
     def test_noise(self) -> None:
         seconds = float(os.environ.get("ISORUN_FUZZ_SECONDS", "2"))
         chance = random.Random(int(os.environ.get("ISORUN_FUZZ_SEED", "7")))

@@ -181,6 +181,11 @@ class Layouts(unittest.TestCase):
                 at = [start + i * stride for start in at for i in range(length)]
             layout = Layout(F32, False, shape, strides, 400)
             self.assertEqual(layout.extent(), (400 + 4 * min(at), 400 + 4 * max(at) + 4))
+            low, high = layout.extent()
+            if low >= 0:
+                layout.check(high)
+                self.assertRaises(ic.LayoutError, layout.check, high - 1)
+            self.assertRaises(ic.LayoutError, layout._replace(offset=layout.offset - low - 4).check, 1 << 40)
             dense_order = at == list(range(len(at)))
             self.assertEqual(layout.contiguous, dense_order, (shape, strides))
 

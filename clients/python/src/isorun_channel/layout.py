@@ -65,19 +65,31 @@ class Layout(NamedTuple):
 
         :raises LayoutError: it does not, or a limit is exceeded.
         """
-        if len(self.shape) > MAX_NDIM:
-            raise LayoutError(f"a tensor of {len(self.shape)} dimensions; the limit is {MAX_NDIM}")
-        if len(self.strides) != len(self.shape):
-            raise LayoutError(f"{len(self.strides)} strides for {len(self.shape)} dimensions")
-        for length in self.shape:
+        dtype, _, shape, strides, offset = self
+        if len(shape) > MAX_NDIM:
+            raise LayoutError(f"a tensor of {len(shape)} dimensions; the limit is {MAX_NDIM}")
+        if len(strides) != len(shape):
+            raise LayoutError(f"{len(strides)} strides for {len(shape)} dimensions")
+        # The sums of size(), nbytes() and extent() in one round: this is on the way of every tensor.
+        count = 1
+        low = high = 0
+        for length, stride in zip(shape, strides):
             if not 0 <= length < 1 << 63:
                 raise LayoutError(f"a dimension of {length} elements; it must be below 2^63")
-        nbytes = self.nbytes
-        if nbytes > MAX_BYTES:
-            raise LayoutError(f"a tensor of {nbytes} bytes (elements times their size); the limit is 2^47")
-        if self.offset < 0 or self.offset % self.dtype.part:
-            raise LayoutError(f"offset {self.offset} is no multiple of {self.dtype.part}, as {self.dtype} needs")
-        low, high = self.extent()
+            count *= length
+            if stride < 0:
+                low += (length - 1) * stride
+            else:
+                high += (length - 1) * stride
+        if count * dtype.itemsize > MAX_BYTES:
+            raise LayoutError(f"a tensor of {count * dtype.itemsize} bytes (elements times their size); "
+                              "the limit is 2^47")
+        if offset < 0 or offset % dtype.part:
+            raise LayoutError(f"offset {offset} is no multiple of {dtype.part}, as {dtype} needs")
+        if count == 0:
+            low = high = offset
+        else:
+            low, high = offset + low * dtype.itemsize, offset + (high + 1) * dtype.itemsize
         if low < 0 or high > size:
             raise LayoutError(f"a tensor from byte {low} to byte {high} in a memory of {size} bytes")
 

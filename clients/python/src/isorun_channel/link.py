@@ -6,11 +6,11 @@ import errno
 import os
 import select
 import socket
+import struct
 import threading
 import time
-from array import array
 from collections import deque
-from typing import Deque, List, NamedTuple, Optional, Tuple
+from typing import Deque, NamedTuple, Optional, Tuple
 
 from . import wire
 from .errors import Closed, DescriptorRefused, ProtocolError, from_os
@@ -23,7 +23,8 @@ _SEND = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _RECEIVE = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
 _CUT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 _SOL_SOCKET, _SCM_RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
-_ONE_DESCRIPTOR = socket.CMSG_LEN(array("i").itemsize)
+_FD = struct.Struct("@i")
+_ONE_DESCRIPTOR = socket.CMSG_LEN(_FD.size)
 
 
 class Packet(NamedTuple):
@@ -69,8 +70,7 @@ class Link:
             for _ in range(64):
                 data, ancillary, _, _ = self._sock.recvmsg(1, _ONE_DESCRIPTOR, _RECEIVE)
                 for _, _, payload in ancillary:
-                    for fd in array("i", payload[:4]):
-                        os.close(fd)
+                    os.close(_FD.unpack_from(payload)[0])
                 if not data:
                     break
         except OSError:
@@ -101,7 +101,7 @@ class Link:
             if fd is None:
                 self._sock.send(packet, _SEND)
             else:
-                self._sock.sendmsg([packet], [(_SOL_SOCKET, _SCM_RIGHTS, array("i", [fd]))], _SEND)
+                self._sock.sendmsg([packet], [(_SOL_SOCKET, _SCM_RIGHTS, _FD.pack(fd))], _SEND)
         except OSError as error:
             if error.errno in _NOT_YET:
                 return None
@@ -163,31 +163,34 @@ class Link:
                 # It is said once, before messages that are still there: an ERROR that tells why, for example.
                 if error.errno != errno.ECONNRESET or last:
                     raise self._gone(error) from None
-        fds: List[int] = []
-        foreign = False
+        if not ancillary and data and not flags & _CUT:
+            return Packet(self._header(data), data[wire.HEADER_SIZE:], None)
+        if len(ancillary) == 1 and data and not flags & _CUT:
+            level, kind, payload = ancillary[0]
+            if level == _SOL_SOCKET and kind == _SCM_RIGHTS and len(payload) == _FD.size:
+                fd: int = _FD.unpack(payload)[0]
+                try:
+                    header = self._header(data)
+                    if header.kind not in wire.WITH_TENSOR:
+                        raise ProtocolError(f"a {wire.KINDS[header.kind]} message with a descriptor")
+                except ProtocolError:
+                    os.close(fd)
+                    raise
+                return Packet(header, data[wire.HEADER_SIZE:], fd)
         for level, kind, payload in ancillary:
             if level == _SOL_SOCKET and kind == _SCM_RIGHTS:
-                numbers = array("i")
-                numbers.frombytes(payload[:len(payload) - len(payload) % numbers.itemsize])
-                fds.extend(numbers)
-            else:
-                foreign = True
-        try:
-            if not data and not fds:
-                raise Closed("the other side has gone")
-            if flags & _CUT or foreign or len(fds) > 1:
-                raise ProtocolError("a message that is too long, or with more than one descriptor")
-            header = wire.read_header(data)
-            if header.sequence <= self._seen:
-                raise ProtocolError(f"message {header.sequence} after message {self._seen}")
-            self._seen = header.sequence
-            if fds and header.kind not in wire.WITH_TENSOR:
-                raise ProtocolError(f"a {wire.KINDS[header.kind]} message with a descriptor")
-            found = Packet(header, data[wire.HEADER_SIZE:], fds.pop() if fds else None)
-        finally:
-            for fd in fds:
-                os.close(fd)
-        return found
+                for at in range(0, len(payload) - _FD.size + 1, _FD.size):
+                    os.close(_FD.unpack_from(payload, at)[0])
+        if not data and not ancillary:
+            raise Closed("the other side has gone")
+        raise ProtocolError("a message that is too long, or with more than one descriptor")
+
+    def _header(self, data: bytes) -> wire.Header:
+        header = wire.read_header(data)
+        if header.sequence <= self._seen:
+            raise ProtocolError(f"message {header.sequence} after message {self._seen}")
+        self._seen = header.sequence
+        return header
 
     def wait(self, deadline: Optional[float]) -> bool:
         """Waits until there is something to read; ``False``: the deadline (of time.monotonic) has passed."""

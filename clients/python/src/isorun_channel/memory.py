@@ -31,7 +31,7 @@ _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED = 1, 2, 0x10
 # Not on the architectures where the number is another one: there it only costs commit charge.
 _MAP_NORESERVE = 0x4000 if os.uname().machine in ("x86_64", "aarch64", "riscv64") else 0
 _MAP_FAILED = ctypes.c_void_p(-1).value
-_TMPFS_MAGIC = 0x01021994
+TMPFS_MAGIC = 0x01021994
 _HUGETLBFS_MAGIC = 0x958458F6
 
 _F_ADD_SEALS, _F_GET_SEALS = 1033, 1034
@@ -51,7 +51,8 @@ _Statfs = ctypes.c_ulong * 32
 _TYPE_SHIFT = 32 if os.uname().machine == "s390x" else 0
 
 
-def _filesystem(fd: int) -> int:
+def filesystem(fd: int) -> int:
+    """The type of the filesystem that a descriptor's file is on: statfs(2)'s f_type."""
     buffer = _Statfs()
     if _fstatfs(fd, buffer) != 0:
         raise from_os("fstatfs of a descriptor", _errno_error())
@@ -101,10 +102,10 @@ def check(fd: int, size: int, shared: bool) -> str:
             raise DescriptorRefused("the descriptor is no memory: not a regular file")
         if status.st_size != size:
             raise DescriptorRefused(f"the memory has {status.st_size} bytes, the message says {size}")
-        kind = _filesystem(fd)
+        kind = filesystem(fd)
         if kind == _HUGETLBFS_MAGIC:
             raise DescriptorRefused("the memory has huge pages of hugetlbfs, whose faults can kill the reader")
-        if kind != _TMPFS_MAGIC:
+        if kind != TMPFS_MAGIC:
             raise DescriptorRefused(f"the descriptor is no memfd: a file on a filesystem of type {kind:#x}")
         try:
             seals = fcntl.fcntl(fd, _F_GET_SEALS)

@@ -16,7 +16,7 @@ from .dtypes import BY_SAFETENSORS, DType, DTypeLike, dtype as to_dtype
 from .errors import FileFormatError, InvalidArgument, LayoutError, NotFound, UnsupportedTensor, from_os
 from .foreign import copy_into
 from .layout import Layout, c_strides, dense
-from .memory import Memory, allocate
+from .memory import TMPFS_MAGIC, Memory, allocate, filesystem
 from .paths import Directory, check_name
 from .tensor import Tensor, place
 
@@ -262,6 +262,8 @@ class NamedFile:
                 raise FileFormatError(f"{self._what} is no regular file")
             if status.st_size < 10:
                 raise FileFormatError(f"{self._what} has {status.st_size} bytes; the shortest has 10")
+            if status.st_blocks * 512 < status.st_size and filesystem(fd) == TMPFS_MAGIC:
+                raise FileFormatError(f"{self._what} has holes: to read it would cost memory that its writer never had")
             length = int.from_bytes(self._read(fd, 8, 0), "little")
             if length > MAX_HEADER or 8 + length > status.st_size:
                 raise FileFormatError(f"{self._what}: a header of {length} bytes in a file of {status.st_size}; "

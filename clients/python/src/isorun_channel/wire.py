@@ -212,6 +212,16 @@ def with_lost(body: bytes, lost: int) -> bytes:
     return body if lost == 0 else body[:LOST_AT] + struct.pack("<Q", lost) + body[LOST_AT + 8:]
 
 
+def _read_name(kind: int, raw: bytes) -> str:
+    try:
+        name = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ProtocolError(f"a {KINDS[kind]} message whose name is no UTF-8") from None
+    if _CONTROL.search(raw):
+        raise ProtocolError(f"a {KINDS[kind]} message whose name has control characters")
+    return name
+
+
 def read_tensor(kind: int, body: bytes) -> TensorBody:
     """The checked body of a message that may carry a tensor. Its layout lies within its size.
 
@@ -232,13 +242,7 @@ def read_tensor(kind: int, body: bytes) -> TensorBody:
     if lost and kind != TENSOR:
         raise ProtocolError(f"a {KINDS[kind]} message with a count of lost tensors")
     at = _TENSOR.size + 16 * ndim
-    raw = body[at:at + names]
-    try:
-        name = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        raise ProtocolError(f"a {KINDS[kind]} message whose name is no UTF-8") from None
-    if _CONTROL.search(raw):
-        raise ProtocolError(f"a {KINDS[kind]} message whose name has control characters")
+    name = _read_name(kind, body[at:at + names]) if names else ""
     meta = body[at + names:]
     if code == 0:
         if ndim or order or sharing or device or offset or size:
