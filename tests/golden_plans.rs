@@ -178,6 +178,18 @@ fn what_makes_up_for_a_loss_is_as_the_files_say() {
     let mut spec = podman.clone();
     spec["linux"]["netDevices"] = serde_json::json!({"eth1": {}});
     compare("network.devices", &spec, &host, &[Feature::Network]);
+    let text = std::fs::read(tests().join("fixtures/specs/userns-hooks.json")).unwrap();
+    let userns: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    compare("userns-root", &userns, &host, &[Feature::UsernsRoot]);
+    let both = [Feature::UsernsRoot, Feature::Network];
+    compare("userns-root.network", &userns, &host, &both);
+    let mut spec = userns.clone();
+    for map in ["uidMappings", "gidMappings"] {
+        spec["linux"][map] = serde_json::json!([{"containerID": 0, "hostID": 0, "size": 100}]);
+    }
+    compare("userns-root.host-0", &spec, &host, &[Feature::UsernsRoot]);
+    let rules = [Feature::DeviceRules];
+    compare("device-rules", &podman, &host, &rules);
     host.landlock = 5;
     compare("network.old-landlock", &podman, &host, &[Feature::Network]);
     let mut spec = podman.clone();

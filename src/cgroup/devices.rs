@@ -211,6 +211,20 @@ impl Devices {
             })
     }
 
+    /// Whether a device may be read and written.
+    pub fn permit(&self, kind: DeviceKind, major: u32, minor: u32) -> bool {
+        let about = |rule: &&DeviceRule| {
+            let is = |asked: Option<u32>, number| asked.is_none_or(|asked| asked == number);
+            rule.kind == kind && is(rule.major, major) && is(rule.minor, minor)
+        };
+        let may = |bit: u8| {
+            let mut latest = self.rules.iter().rev().filter(about);
+            let decides = latest.find(|rule| rule.access.0 & bit != 0);
+            decides.is_some_and(|rule| rule.allow)
+        };
+        may(READ) && may(WRITE)
+    }
+
     /// What v1's controller is told, as (file, line), and the table that it has after it.
     ///
     /// That controller keeps "all" or "nothing" and a list of exceptions to it, so the rules are

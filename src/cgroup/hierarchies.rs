@@ -41,6 +41,14 @@ pub struct Hierarchies {
     pub v2: Option<V2Hierarchy>,
 }
 
+impl Hierarchies {
+    /// Whether one of them can enforce device rules: v1's controller `devices`, or v2.
+    pub fn rule_devices(&self) -> bool {
+        let devices = |v1: &V1Hierarchy| v1.controllers.iter().any(|name| name == "devices");
+        self.v2.is_some() || self.v1.iter().any(devices)
+    }
+}
+
 /// One mounted v1 hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct V1Hierarchy {

@@ -186,6 +186,13 @@ impl CgroupPlan {
         }
     }
 
+    /// Gives the device rules up.
+    pub fn without_rules(&mut self) {
+        for dir in &mut self.dirs {
+            dir.devices = None;
+        }
+    }
+
     /// Gives all limits up, where the cgroup may not be made that they need: then it may be missing,
     /// too. What was asked for, by field.
     pub fn without_limits(&mut self) -> Vec<String> {

@@ -276,6 +276,7 @@ impl Child<'_> {
             | Action::FinalPropagation { .. }
             | Action::CreateCwd { .. }
             | Action::ReadonlyRoot
+            | Action::NodevRoot
             | Action::ReadonlyPath { .. }
             | Action::FileLabel { .. }
             | Action::MaskPath { .. } => self.files(number, action),
@@ -370,6 +371,7 @@ impl Child<'_> {
                 .map(drop)
                 .map_err(|errno| Error::os("process.cwd: make", path, errno)),
             Action::ReadonlyRoot => pivot::readonly_root(self.root()?),
+            Action::NodevRoot => pivot::nodev_root(self.root()?),
             Action::ReadonlyPath { path } => masks::readonly_path(self.root()?, path),
             Action::FileLabel { path, label } => labels::file(self.root()?, path, label),
             Action::MaskPath { path, label } => self.hide(path, label.as_deref()),

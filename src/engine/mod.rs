@@ -114,6 +114,9 @@ pub fn plan(bundle: &std::path::Path, asked: &Asked) -> Result<(Loaded, Plan)> {
 fn plan_on(bundle: &std::path::Path, asked: &Asked) -> Result<(Loaded, Host, Plan)> {
     let loaded = crate::spec::load(bundle)?;
     let mut host = Host::detect(loaded.spec.linux().as_ref())?.with_lsm(&loaded.spec);
+    if asked.degrade == Level::Any && !host.cgroups.rule_devices() {
+        host = host.with_landlock();
+    }
     if asked.systemd_cgroup {
         host = host.with_systemd(asked.rootless)?;
     }

@@ -397,7 +397,8 @@ fn flags_refused(mount: &Mount, errno: Errno) -> Error {
 /// A sentence with the entry's field, target and errno.
 pub(super) fn set_own(top: BorrowedFd<'_>, mount: &Mount) -> Result<()> {
     match own_by_setattr(top, mount) {
-        Err(errno) if denied(errno) => old::set_flags(top, mount.set, mount.clear),
+        // The old call takes off what is not named.
+        Err(errno) if denied(errno) && !mount.keeps => old::set_flags(top, mount.set, mount.clear),
         other => other,
     }
     .map_err(|errno| flags_refused(mount, errno))
@@ -407,6 +408,12 @@ fn own_by_setattr(top: BorrowedFd<'_>, mount: &Mount) -> nix::Result<()> {
     const REPLACED: u64 =
         attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC | attr::NOSYMFOLLOW;
     let again = matches!(mount.what, MountKind::Remount { .. });
+    if mount.keeps {
+        return match mount.set | mount.clear {
+            0 => Ok(()),
+            _ => mount_setattr(top, false, mount.set, mount.clear, 0),
+        };
+    }
     if mount.set | mount.clear == 0 && !again {
         return Ok(());
     }

@@ -11,7 +11,7 @@ use nix::sys::stat::Mode;
 use super::mounts::{Ask, denied, make_readonly, open_source};
 use super::root::Root;
 use crate::error::{Error, Result};
-use crate::sys::mount::{mount_setattr, move_mount};
+use crate::sys::mount::{attr, mount_setattr, move_mount};
 
 const NONE: Option<&str> = None;
 
@@ -182,6 +182,16 @@ fn hide_kernel_file_systems(rootfs: &Path) -> Result<()> {
         .map_err(fail)?;
     }
     Ok(())
+}
+
+/// Makes device nodes on the mount of `/` unusable.
+///
+/// # Errors
+/// A sentence with the errno.
+pub fn nodev_root(root: &Root) -> Result<()> {
+    root.open("/")
+        .and_then(|top| mount_setattr(&top, false, attr::NODEV, 0, 0))
+        .map_err(|errno| Error::os("linux.resources.devices: take the devices off", "/", errno))
 }
 
 /// Makes the mount of `/` read-only.

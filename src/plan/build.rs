@@ -16,12 +16,12 @@ use super::mounts;
 use super::net;
 use super::program::to_the_program;
 use super::schedule;
-use super::step::{Action, Birth, Existing, HostHooks, IdMap, Process, Step};
-use super::{Asked, Plan};
+use super::step::{Action, Birth, Degradation, Existing, HostHooks, IdMap, Process, Step};
+use super::{Asked, Plan, unmapped};
 use crate::cgroup::CgroupPlan;
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::policy;
+use crate::policy::{self, Level};
 use crate::seccomp::Program;
 use crate::spec::{Loaded, names};
 
@@ -39,6 +39,8 @@ pub(super) struct Context<'a> {
     pub(super) joined: u64,
     /// The AppArmor profile that is asked for can be had.
     pub(super) profile: bool,
+    /// The rules for devices can be had, or are nobody's to set.
+    pub(super) rules: bool,
 }
 
 impl Context<'_> {
@@ -50,7 +52,8 @@ impl Context<'_> {
     /// Whether the container's root has no rights over the host: it is in a user namespace, its own or
     /// the runtime's.
     pub(super) fn without_host_root(&self) -> bool {
-        self.in_user_namespace() || self.host.user_namespace
+        let lost = unmapped::is_lost(&self.asked.without);
+        self.in_user_namespace() || self.host.user_namespace || lost
     }
 
     /// Whether the container's mounts are its caller's: it has no mount namespace.
@@ -81,10 +84,7 @@ impl Context<'_> {
 /// [`crate::error::Kind::Spec`], naming the field that cannot be planned.
 pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
     let spec = &loaded.spec;
-    let linux = spec
-        .linux()
-        .as_ref()
-        .ok_or_else(|| Error::spec("linux", "it is missing; a Linux container needs it"))?;
+    let linux = linux_of(spec)?;
     let nothing = nothing();
     let process = spec.process().as_ref().unwrap_or(&nothing);
     let level = policy::of_container(asked.degrade, spec.annotations().as_ref())?;
@@ -98,6 +98,30 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
     )?);
     degradations.extend(lost::plan(linux, host, asked, level)?);
     check_privilege(linux, host)?;
+    if unmapped::is_lost(&asked.without) {
+        let loaded = &Loaded {
+            spec: unmapped::specification(spec)?,
+            ..loaded.clone()
+        };
+        let mut plan = planned(loaded, host, asked, level, degradations)?;
+        unmapped::known_as(&mut plan, process.user().uid());
+        return Ok(plan);
+    }
+    planned(loaded, host, asked, level, degradations)
+}
+
+/// Plans what is left of the specification after what births have shown not to be there.
+fn planned(
+    loaded: &Loaded,
+    host: &Host,
+    asked: &Asked,
+    level: Level,
+    mut degradations: Vec<Degradation>,
+) -> Result<Plan> {
+    let spec = &loaded.spec;
+    let linux = linux_of(spec)?;
+    let nothing = nothing();
+    let process = spec.process().as_ref().unwrap_or(&nothing);
     let (cgroup, unlimited) = limits::plan(spec, linux, host, asked, level)?;
     degradations.extend(unlimited);
     let seccomp = linux
@@ -105,6 +129,7 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
         .as_ref()
         .map(crate::seccomp::compile)
         .transpose()?;
+    let rows: Vec<Feature> = degradations.iter().map(|lost| lost.row).collect();
     let context = Context {
         loaded,
         spec,
@@ -114,11 +139,9 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
         cgroup: &cgroup,
         namespaces: new_namespaces(linux) & !lost::namespaces(&asked.without),
         joined: joins(linux).iter().fold(0, |all, join| all | join.flag),
-        profile: !degradations
-            .iter()
-            .any(|lost| lost.row == Feature::Apparmor),
+        profile: !rows.contains(&Feature::Apparmor),
+        rules: !rows.contains(&Feature::DeviceRules),
     };
-    let rows: Vec<Feature> = degradations.iter().map(|lost| lost.row).collect();
     let confinement = confine::plan(&rows, spec, linux, host.landlock)?;
     let hooks = Stages::of(spec);
     let mut steps = begin(&context, process)?;
@@ -171,6 +194,16 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
         host_hooks: hooks.host,
         cgroup,
     })
+}
+
+/// The part of a specification that is about Linux.
+///
+/// # Errors
+/// It is missing.
+pub(super) fn linux_of(spec: &Spec) -> Result<&Linux> {
+    spec.linux()
+        .as_ref()
+        .ok_or_else(|| Error::spec("linux", "it is missing; a Linux container needs it"))
 }
 
 /// What stands for the process of a container that has none: it is made, and cannot be started.

@@ -103,7 +103,7 @@ pub(super) struct Confinement {
 /// The least version of Landlock that makes up for a row; nothing: it needs none.
 pub(super) fn least_abi(row: Feature) -> Option<u32> {
     match row {
-        Feature::Apparmor => Some(ABI_FILES),
+        Feature::Apparmor | Feature::UsernsRoot | Feature::DeviceRules => Some(ABI_FILES),
         Feature::Network => Some(ABI_SCOPES),
         _ => None,
     }
@@ -145,6 +145,8 @@ pub(super) fn plan(
         return Ok(None);
     }
     let has = |row| rows.contains(&row);
+    // Nobody in a user namespace makes nodes; without rules whoever made one could use it.
+    let nodes = !has(Feature::UsernsRoot) && !has(Feature::DeviceRules);
     let (mut readonly, mut masked) = (Vec::new(), Vec::new());
     if has(Feature::Apparmor) {
         readonly.extend(READONLY);
@@ -160,14 +162,11 @@ pub(super) fn plan(
     Ok(Some(Confinement {
         landlock: Landlock {
             abi: abi.min(NEWEST_ABI),
-            rules: rules(spec, linux)?,
+            rules: rules(spec, linux, nodes)?,
             scope,
         },
         supplement: filter::supplement(&rows)?,
-        without_caps: match has(Feature::Network) {
-            true => OVER_NETWORK,
-            false => 0,
-        },
+        without_caps: rows.iter().fold(0, |all, row| all | power(*row)),
         readonly,
         masked,
     }))
@@ -197,15 +196,23 @@ const MASKED: [&str; 5] = [
     "/sys/kernel/security",
 ];
 
-/// What would be power over the network of the host.
-const OVER_NETWORK: u64 = 1 << Caps::NET_ADMIN | 1 << Caps::NET_RAW;
+/// The capabilities that would be power over the host without what is lost.
+fn power(row: Feature) -> u64 {
+    match row {
+        Feature::Network => 1 << Caps::NET_ADMIN | 1 << Caps::NET_RAW,
+        Feature::DeviceRules => 1 << Caps::MKNOD,
+        Feature::UsernsRoot => u64::MAX,
+        _ => 0,
+    }
+}
 
 /// The rules mirror the mounts: what is mounted read-only may not be changed, where nothing above it may.
 /// Landlock adds up what is allowed on the way to `/`, so that below a writable root a read-only mount
 /// stays read-only by its own flag, which nobody in the domain can take off.
-fn rules(spec: &Spec, linux: &Linux) -> Result<Vec<Rule>> {
+fn rules(spec: &Spec, linux: &Linux, nodes: bool) -> Result<Vec<Rule>> {
     let whole = vec![May::Read, May::Execute, May::Ioctl];
-    let changed = vec![May::Change, May::Nodes];
+    let mut changed = vec![May::Change];
+    changed.extend(nodes.then_some(May::Nodes));
     let root = spec.root().as_ref();
     let readonly = root.and_then(|root| root.readonly()).unwrap_or(false);
     let rule = |path: &str, may: &[May]| Rule {

@@ -2,12 +2,12 @@
 
 use oci_spec::runtime::{Process as SpecProcess, Spec};
 
-use super::build::{id_map, keyring, namespaces, new_namespaces, pair};
+use super::build::{id_map, keyring, linux_of, namespaces, new_namespaces, pair};
 use super::confine;
 use super::degrade::{self, Facts, Feature};
 use super::program::to_the_program;
 use super::step::{Action, Birth, IdMap, Process, Step};
-use super::{Asked, LabelKind, Plan, labels};
+use super::{Asked, LabelKind, Plan, labels, unmapped};
 use crate::cgroup::{CgroupPlan, Mode};
 use crate::error::{Error, Kind, Result};
 use crate::host::Privilege;
@@ -61,11 +61,28 @@ pub fn exec(
     privilege: Privilege,
     landlock: u32,
 ) -> Result<Joined> {
-    let linux = spec
-        .linux()
-        .as_ref()
-        .ok_or_else(|| Error::spec("linux", "it is missing; a Linux container needs it"))?;
+    let linux = linux_of(spec)?;
     let process = complete(process.clone(), spec.process().as_ref());
+    if unmapped::is_lost(&asked.without) {
+        let uid = process.user().uid();
+        let process = unmapped::process(linux, &process)?;
+        let spec = unmapped::specification(spec)?;
+        let mut joined = planned(&spec, process, asked, privilege, landlock)?;
+        unmapped::known_as(&mut joined.plan, uid);
+        return Ok(joined);
+    }
+    planned(spec, process, asked, privilege, landlock)
+}
+
+/// Plans a complete process in what is left of the container's specification.
+fn planned(
+    spec: &Spec,
+    process: SpecProcess,
+    asked: &Asked,
+    privilege: Privilege,
+    landlock: u32,
+) -> Result<Joined> {
+    let linux = linux_of(spec)?;
     let seccomp = linux
         .seccomp()
         .as_ref()

@@ -50,6 +50,14 @@ pub(super) fn plan(
     for lost in asked
         .without
         .iter()
+        .filter(|lost| lost.feature == Feature::DeviceRules)
+    {
+        cgroup.without_rules();
+        degradations.push(degrade::lost(lost, cgroup::RULES.into(), host.landlock));
+    }
+    for lost in asked
+        .without
+        .iter()
         .filter(|lost| lost.feature == Feature::Limits)
     {
         let mut fields = cgroup.without_limits();

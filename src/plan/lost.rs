@@ -35,6 +35,7 @@ pub(super) fn plan(
     for lost in &asked.without {
         let what = match lost.feature {
             Feature::Network => NETWORK,
+            Feature::UsernsRoot => "a user namespace of its own",
             _ => continue,
         };
         let field = match lost.feature {

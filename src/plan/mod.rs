@@ -18,6 +18,7 @@ mod program;
 mod rdt;
 pub mod schedule;
 mod step;
+mod unmapped;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -119,10 +120,10 @@ fn is_zero(n: &u32) -> bool {
 }
 
 impl Plan {
-    /// The user id of the program.
+    /// The user id of the program, as the container's /etc/passwd knows it.
     pub fn uid(&self) -> u32 {
         let found = self.steps.iter().find_map(|step| match &step.action {
-            Action::Identity(identity) => Some(identity.uid),
+            Action::Identity(identity) => Some(identity.inside.unwrap_or(identity.uid)),
             _ => None,
         });
         found.unwrap_or(0)

@@ -8,6 +8,7 @@ use super::build::{Context, below, id_map};
 use super::confine::Confinement;
 use super::labels;
 use super::step::{Action, Device, IdMapping, Mount, MountKind, NodeAsked, Step};
+use super::unmapped;
 use crate::cgroup;
 use crate::error::{Error, Result};
 use crate::spec::mounts::{
@@ -78,8 +79,15 @@ pub(super) fn root(context: &Context<'_>) -> Result<Vec<Step>> {
         steps.push(step);
         steps.extend(labelled);
     }
+    if !context.rules && !own_dev(&steps) {
+        return Err(Error::spec(
+            "mounts",
+            "the degradation \"device-rules\" cannot be had without a file system of the container's own on \
+             /dev: the others have no devices then",
+        ));
+    }
     if !host_dev(context) {
-        steps.extend(devices(context));
+        steps.extend(devices(context)?);
         let links = DEV_LINKS.map(|(path, target)| (path.to_string(), target.to_string()));
         steps.push(
             Action::DevLinks {
@@ -103,6 +111,16 @@ fn host_dev(context: &Context<'_>) -> bool {
         bind && resolved(&mount.destination().to_string_lossy()) == "/dev"
     };
     context.spec.mounts().iter().flatten().any(dev)
+}
+
+/// Whether /dev is a new file system.
+fn own_dev(steps: &[Step]) -> bool {
+    steps.iter().any(|step| match &step.action {
+        Action::Mount(mount) => {
+            mount.target == "/dev" && matches!(mount.what, MountKind::Fresh { .. })
+        }
+        _ => false,
+    })
 }
 
 /// Options of a cgroup mount that are no flags: they are the hierarchy's, not the mount's, and a
@@ -186,6 +204,14 @@ fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
         propagation.insert(0, libc::MS_SLAVE | libc::MS_REC);
     }
     let late = !options.bind && (fstype == "tmpfs" || target == "/dev");
+    if !context.rules {
+        without_devices(&fstype, &mut options);
+    }
+    if unmapped::is_lost(&context.asked.without) && options.bind {
+        // Only the choice of access times takes flags off.
+        options.clear &= attr::ATIME | attr::NODIRATIME;
+        options.recursive_clear &= attr::ATIME | attr::NODIRATIME;
+    }
     let planned = Mount {
         field,
         target,
@@ -197,6 +223,7 @@ fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
         late_readonly: late && options.set & attr::RDONLY != 0,
         copyup: options.tmpcopyup && fstype == "tmpfs",
         propagation,
+        keeps: options.bind && unmapped::is_lost(&context.asked.without),
         idmap: id_mapping(context, index, mount, &options)?,
     };
     // Where v2 is all that there is, both types say the same.
@@ -214,6 +241,21 @@ fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
         .into());
     }
     Ok(Action::Mount(planned).into())
+}
+
+/// Without device rules, what comes from elsewhere has no devices that can be opened.
+fn without_devices(fstype: &str, options: &mut MountOptions) {
+    options.clear &= !attr::NODEV;
+    options.recursive_clear &= !attr::NODEV;
+    // In these nobody makes a node but the runtime, and devpts has no others than terminals.
+    let own = [
+        "cgroup", "cgroup2", "devpts", "mqueue", "proc", "sysfs", "tmpfs",
+    ];
+    if options.recursive_bind {
+        options.recursive_set |= attr::NODEV;
+    } else if options.bind || options.remount || !own.contains(&fstype) {
+        options.set |= attr::NODEV;
+    }
 }
 
 /// The maps that a mount shows owners through: its own, or the container's where an option asks for
@@ -294,7 +336,7 @@ fn shown_source(source: &Path, fstype: &str) -> String {
     }
 }
 
-fn devices(context: &Context<'_>) -> Vec<Step> {
+fn devices(context: &Context<'_>) -> Result<Vec<Step>> {
     let default = |(name, major, minor): (&str, u64, u64)| Device {
         path: format!("/dev/{name}"),
         kind: libc::S_IFCHR,
@@ -323,7 +365,24 @@ fn devices(context: &Context<'_>) -> Vec<Step> {
         .into_iter()
         .filter(|(device, _)| !named(&device.path));
     let no_nodes = context.without_host_root();
-    all.chain(listed.iter().cloned())
+    let resources = context.linux.resources().as_ref();
+    let asked = resources.and_then(|resources| resources.devices().as_ref());
+    let rules = cgroup::Devices::from_spec(asked.map_or(&[], Vec::as_slice))?;
+    let usable = |device: &Device| {
+        // Rules refuse what is listed, too; without them it is not there.
+        let kind = match device.kind {
+            libc::S_IFBLK => cgroup::DeviceKind::Block,
+            libc::S_IFCHR => cgroup::DeviceKind::Char,
+            _ => return true,
+        };
+        let numbers = u32::try_from(device.major)
+            .ok()
+            .zip(u32::try_from(device.minor).ok());
+        context.rules || numbers.is_some_and(|(major, minor)| rules.permit(kind, major, minor))
+    };
+    let steps = all
+        .chain(listed.iter().cloned())
+        .filter(|(device, _)| usable(device))
         .map(|(device, asked)| match no_nodes {
             // The kernel makes no nodes in a user namespace, so there is nothing to try; and the
             // specification leaves it to the runtime how devices get there, so that nothing is lost
@@ -335,7 +394,8 @@ fn devices(context: &Context<'_>) -> Vec<Step> {
             .into(),
             false => Action::Device(device).into(),
         })
-        .collect()
+        .collect();
+    Ok(steps)
 }
 
 fn asked(device: &LinuxDevice) -> NodeAsked {
@@ -450,6 +510,9 @@ pub(super) fn finish(
             }
             .into(),
         );
+    }
+    if !context.rules {
+        steps.push(Action::NodevRoot.into());
     }
     if context
         .spec

@@ -196,6 +196,7 @@ fn describe(step: &Step, plan: &Plan) -> String {
         Action::Sysctl { key, value } => format!("sysctl {key} = {value}"),
         Action::CreateCwd { path } => format!("make {path} if it is missing"),
         Action::ReadonlyRoot => "/ read-only".into(),
+        Action::NodevRoot => "/ without devices".into(),
         Action::ReadonlyPath { path } => format!("read-only {path}"),
         Action::MaskPath { path, .. } => format!("hide {path}"),
         Action::Umask { mask } => format!("umask {mask:03o}"),

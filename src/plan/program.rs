@@ -122,6 +122,7 @@ fn identity(linux: &Linux, process: &SpecProcess, privilege: Privilege) -> Resul
     }
     Ok(Identity {
         uid: process.user().uid(),
+        inside: None,
         gid: process.user().gid(),
         groups: (!left).then_some(groups),
         caps: CapSets {

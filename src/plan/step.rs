@@ -291,6 +291,8 @@ pub enum Action {
     },
     /// The mount of `/` becomes read-only.
     ReadonlyRoot,
+    /// Device nodes on the mount of `/` cannot be opened.
+    NodevRoot,
     /// A path that becomes a read-only mount of itself.
     ReadonlyPath {
         /// The path, in the container.
@@ -425,6 +427,9 @@ pub struct Mount {
     /// MS_* propagation flags, each applied in turn.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub propagation: Vec<u64>,
+    /// A bind mount keeps the flags of its source's mount, as a user namespace would lock them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keeps: bool,
     /// Read-only only once everything is in it: tmpfs and /dev.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub late_readonly: bool,
@@ -507,6 +512,9 @@ pub struct Identity {
     pub uid: u32,
     /// Group id.
     pub gid: u32,
+    /// The user id that the container's /etc/passwd has for it, where that is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inside: Option<u32>,
     /// Supplementary groups; absent where setgroups is not to be called.
     pub groups: Option<Vec<u32>>,
     /// The five sets; all empty where config.json names none, as runc has it.

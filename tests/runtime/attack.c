@@ -1,5 +1,5 @@
 // An attacker: tries what a protection that the host does not give would have stopped, and tells what came
-// of it. attack TRY[=ARGUMENT]...: a line "TRY ERRNO" for each, 0 where it could be done. Static.
+// of it. attack TRY[=ARGUMENT]...: a line "TRY=ARGUMENT ERRNO" for each, 0 where it could be done. Static.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -178,7 +178,8 @@ int main(int argc, char **argv)
         if (pid == 0) {
             errno = 0;
             int done = attempt(argv[i], with ? with : "");
-            printf("%s %d\n", argv[i], done == 0 ? 0 : errno);
+            int error = done == 0 ? 0 : errno;
+            printf("%s%s%s %d\n", argv[i], with ? "=" : "", with ? with : "", error);
             _exit(0);
         }
         waitpid(pid, NULL, 0);

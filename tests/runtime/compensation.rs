@@ -387,3 +387,263 @@ fn without_a_network_namespace_not_everything_can_be_had() {
     );
     bundle.assert_gone();
 }
+
+/// Filters around the runtime by which no user namespace can be had, as where user.max_user_namespaces is
+/// reached: clone3 hides its flags, so that it is not there at all, and clone is refused with just those of
+/// this bundle.
+fn no_user_namespace(bundle: &mut Bundle) {
+    let deny = crate::denied::deny().unwrap().to_str().unwrap().to_string();
+    let kinds = libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWPID;
+    let flags = kinds | libc::CLONE_PIDFD | libc::SIGCHLD;
+    let no_clone3 = [deny.clone(), libc::ENOSYS.to_string(), "435".into()];
+    let no_userns = [deny, libc::ENOSPC.to_string(), format!("56@0={flags}")];
+    bundle.prefix = no_clone3.into_iter().chain(no_userns).collect();
+}
+
+/// A bundle in a user namespace, with the attacker and all that root has there.
+fn mapped() -> Bundle {
+    let mut bundle = crate::userns::mapped();
+    copy_program(attacker().unwrap(), &bundle.rootfs("/attack"));
+    for kind in ["bounding", "effective", "permitted"] {
+        let caps = json!([
+            "CAP_SYS_ADMIN",
+            "CAP_SETUID",
+            "CAP_CHOWN",
+            "CAP_MKNOD",
+            "CAP_SYS_PTRACE"
+        ]);
+        bundle.set(&format!("/process/capabilities/{kind}"), caps);
+    }
+    bundle.set("/process/noNewPrivileges", json!(false));
+    bundle
+}
+
+#[test]
+fn without_a_user_namespace_as_root() {
+    drop(attacked!(&["CAP_KILL"], 1));
+    let mut bundle = mapped();
+    let newuser = format!("unshare={}", libc::CLONE_NEWUSER);
+    let clone3 = format!("clone3={}", libc::CLONE_NEWUSER);
+    // What root may do in its user namespace is what it may not do without one.
+    let tries = [
+        "mount=/tmp",
+        "umount=/proc/keys",
+        "setuid=5",
+        "uring",
+        &newuser,
+        &clone3,
+    ];
+    all_done(&attack(&mut bundle, "any", &tries), &tries);
+    all_done(&attack_by_exec(&mut bundle, "any", &tries), &tries);
+
+    no_user_namespace(&mut bundle);
+    refused_below_any(&mut bundle, "userns-root", "user.max_user_namespaces");
+    all_refused(&attack(&mut bundle, "any", &tries), &tries);
+    all_refused(&attack_by_exec(&mut bundle, "any", &tries), &tries);
+    let trace = ["trace=1", "memory=1"];
+    all_refused(&attack_by_exec(&mut bundle, "any", &trace), &trace);
+    // The machine's root is out of reach, and so is what is its alone.
+    std::fs::create_dir(bundle.host("roots")).unwrap();
+    std::fs::write(bundle.host("roots/file"), "root's").unwrap();
+    let source = bundle.host("roots").to_str().unwrap().to_string();
+    bundle.mount("/roots", "bind", &source, &["bind", "rw"]);
+    let more = [
+        "setuid=0",
+        "write=/roots/file",
+        "remove=/roots/file",
+        "create=/roots/new",
+        "mknod=/tmp/null:1:3",
+        "chown=/tmp",
+        "setns",
+        "write=/proc/sys/vm/swappiness",
+        "module",
+    ];
+    all_refused(&attack(&mut bundle, "any", &more), &more);
+    all_refused(&attack_by_exec(&mut bundle, "any", &more), &more);
+    let fine = [
+        "create=/tmp/new",
+        "write=/dev/null",
+        "create=/dev/shm/new",
+        "inet",
+    ];
+    all_done(&attack(&mut bundle, "any", &fine), &fine);
+    all_done(&attack_by_exec(&mut bundle, "any", &fine), &fine);
+}
+
+#[test]
+fn ids_without_a_user_namespace() {
+    drop(attacked!(&["CAP_KILL"], 1));
+    let mut bundle = mapped();
+    no_user_namespace(&mut bundle);
+    bundle.set("/process/user/additionalGids", json!([7]));
+    bundle.mount("/run", "tmpfs", "tmpfs", &["mode=755"]);
+    let script = "grep -E '^(Uid|Gid|Groups|CapPrm|CapBnd|NoNewPrivs)' /proc/self/status; \
+                  echo $HOME; touch /run/mine && stat -c %u /run/mine";
+    let says = |text: &str| {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        assert_eq!(
+            words.join(" "),
+            "Uid: 200000 200000 200000 200000 Gid: 200000 200000 200000 200000 Groups: 200007 \
+             CapPrm: 0000000000000000 CapBnd: 0000000000000000 NoNewPrivs: 1 /root 200000"
+        );
+    };
+    bundle.args(&["sh", "-c", script]);
+    let out = at(&bundle, "any").ok();
+    says(&out.stdout);
+    assert!(
+        out.stderr
+            .contains("degraded: a user namespace of its own: clone"),
+        "{out:#?}"
+    );
+    bundle.args(&["sleep", "1000"]).write();
+    let dir = bundle.bundle_dir();
+    let run = [
+        "--degrade=any",
+        "run",
+        "--detach",
+        "--bundle",
+        dir.to_str().unwrap(),
+        &bundle.id,
+    ];
+    bundle.call(&run).ok();
+    let exec = |words: &[&str]| {
+        let mut args = vec!["--degrade=any", "exec"];
+        args.extend(words);
+        bundle.call(&args)
+    };
+    let out = exec(&[&bundle.id, "sh", "-c", script]).ok();
+    says(&out.stdout);
+    assert_eq!(out.stderr, "", "told once, by who made it");
+    let out = exec(&[
+        "--user",
+        "1000:1001",
+        &bundle.id,
+        "sh",
+        "-c",
+        "id -u; id -g; echo $HOME",
+    ])
+    .ok();
+    assert_eq!(out.text(), "201000\n201001\n/home/ann");
+    exec(&[
+        "--cap",
+        "CAP_SYS_ADMIN",
+        &bundle.id,
+        "sh",
+        "-c",
+        "grep CapEff:.0000000000000000 /proc/self/status",
+    ])
+    .ok();
+    let out = exec(&["--user", "70000", &bundle.id, "true"]).code(255);
+    assert!(out.stderr.contains("70000 is not mapped"), "{out:#?}");
+    let out = bundle
+        .call(&["--degrade=never", "exec", &bundle.id, "true"])
+        .code(255);
+    assert!(
+        out.stderr.contains("the degradation \"userns-root\""),
+        "{out:#?}"
+    );
+    bundle.delete_force().ok();
+
+    let map = json!([{"containerID": 0, "hostID": 0, "size": 65536}]);
+    bundle
+        .set("/linux/uidMappings", map.clone())
+        .set("/linux/gidMappings", map);
+    bundle.args(&["true"]);
+    let out = at(&bundle, "any").code(1);
+    assert!(out.stderr.contains("mapped to the host's root"), "{out:#?}");
+    bundle.assert_gone();
+}
+
+/// A container whose device rules cannot be set: v1's controller is read-only, or eBPF is denied.
+fn run_without_rules(bundle: &mut Bundle, level: &str, flags: &[&str]) -> Output {
+    let script = match crate::harness::view() {
+        crate::harness::View::Hybrid => "mount -o remount,bind,ro /sys/fs/cgroup/devices",
+        crate::harness::View::V2 => {
+            denied(bundle, libc::EPERM, "321").unwrap();
+            ""
+        }
+    };
+    let script = format!("{script}\nexport ISORUN_DEGRADE={level}");
+    let out = crate::harness::run_flags_after(bundle, &script, flags);
+    bundle.prefix.clear();
+    out
+}
+
+#[test]
+fn without_device_rules() {
+    let caps = ["CAP_KILL", "CAP_MKNOD", "CAP_SYS_ADMIN"];
+    let mut bundle = attacked!(&caps, 1);
+    bundle.set("/root/readonly", json!(false));
+    bundle.unset("/linux/readonlyPaths");
+    // The kernel's log: no device that every container has, and writing to it needs no more than the node.
+    let node = |path: PathBuf| {
+        use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+        let mode = Mode::from_bits_truncate(0o666);
+        mknod(&path, SFlag::S_IFCHR, mode, makedev(1, 11)).unwrap();
+    };
+    node(bundle.rootfs("/log"));
+    std::fs::create_dir(bundle.host("nodes")).unwrap();
+    node(bundle.host("nodes/log"));
+    let source = bundle.host("nodes").to_str().unwrap().to_string();
+    bundle.mount("/nodes", "bind", &source, &["rbind", "rw"]);
+    let listed = json!({"path": "/dev/log", "type": "c", "major": 1, "minor": 11});
+    bundle.push("/linux/devices", listed);
+    let tries = [
+        "write=/log",
+        "write=/nodes/log",
+        "mknod=/tmp/log:1:11",
+        "remount=/",
+    ];
+    let fine = ["write=/dev/null", "read=/dev/zero", "create=/tmp/new"];
+    let rules = bundle.config["linux"]["resources"]["devices"].clone();
+    bundle.set(
+        "/linux/resources/devices",
+        json!([{"allow": true, "access": "rwm"}]),
+    );
+    all_done(&attack(&mut bundle, "any", &tries), &tries);
+    std::fs::remove_file(bundle.rootfs("/tmp/log")).unwrap();
+
+    bundle.set("/linux/resources/devices", rules);
+    let args = |bundle: &mut Bundle, tries: &[&str]| {
+        let mut args = vec!["/attack"];
+        args.extend(tries);
+        bundle.args(&args);
+    };
+    for level in ["never", "safe"] {
+        let out = run_without_rules(&mut bundle, level, &[]).code(1);
+        assert!(
+            out.stderr.contains("the degradation \"device-rules\""),
+            "{out:#?}"
+        );
+        bundle.assert_gone();
+    }
+    args(&mut bundle, &tries);
+    let out = run_without_rules(&mut bundle, "any", &[]).ok();
+    assert!(
+        out.stderr.contains("degraded: linux.resources.devices"),
+        "{out:#?}"
+    );
+    all_refused(&results(&out), &tries);
+    args(&mut bundle, &fine);
+    all_done(
+        &results(&run_without_rules(&mut bundle, "any", &[]).ok()),
+        &fine,
+    );
+    args(&mut bundle, &["write=/dev/log"]);
+    let found = results(&run_without_rules(&mut bundle, "any", &[]).ok());
+    assert_eq!(
+        found["write=/dev/log"],
+        libc::ENOENT,
+        "the rules refuse it: left out"
+    );
+
+    bundle.args(&["sleep", "1000"]);
+    run_without_rules(&mut bundle, "any", &["--detach"]).ok();
+    let exec = |tries: &[&str]| {
+        let mut args = vec!["--degrade=any", "exec", &bundle.id, "/attack"];
+        args.extend(tries);
+        results(&bundle.call(&args).ok())
+    };
+    all_refused(&exec(&tries), &tries);
+    all_done(&exec(&fine), &fine);
+}

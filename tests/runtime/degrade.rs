@@ -436,23 +436,3 @@ fn a_limit_without_its_controller() {
         "{report}"
     );
 }
-
-/// What needs compensation that is not there yet passes at no level, and says so.
-#[test]
-fn what_cannot_be_made_up_for() {
-    isorun_only!("the levels are isorun's");
-    // A birth: user.max_user_namespaces is reached.
-    let mut bundle = mapped();
-    denied!(bundle, libc::ENOSPC, "435");
-    for level in ["never", "safe", "any"] {
-        let out = at(&bundle, level).code(1);
-        for word in [
-            "the degradation \"userns-root\" is allowed at no level yet",
-            "ENOSPC",
-            "user.max_user_namespaces",
-        ] {
-            assert!(out.stderr.contains(word), "{word}: {out:#?}");
-        }
-        bundle.assert_gone();
-    }
-}

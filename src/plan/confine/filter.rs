@@ -92,6 +92,40 @@ const KERNEL: Refusal = Refusal {
     errno: libc::EPERM,
 };
 
+/// The bit of a new user namespace.
+const NEWUSER: u64 = libc::CLONE_NEWUSER as u64;
+
+/// New user namespaces, in which a process would have all capabilities; and other containers'.
+const NAMESPACES: [Refusal; 3] = [
+    Refusal {
+        what: "user namespaces",
+        calls: &["clone", "unshare"],
+        when: &[masked(0, NEWUSER, NEWUSER)],
+        errno: libc::EPERM,
+    },
+    // Its flags are in memory, where no filter sees them; C libraries fall back to clone.
+    Refusal {
+        what: "clone3",
+        calls: &["clone3"],
+        when: &[],
+        errno: libc::ENOSYS,
+    },
+    Refusal {
+        what: "other processes' namespaces",
+        calls: &["setns"],
+        when: &[],
+        errno: libc::EPERM,
+    },
+];
+
+/// Parts of the kernel that only root has much use for, and that have had many faults.
+const SURFACE: Refusal = Refusal {
+    what: "bpf, perf_event_open and userfaultfd",
+    calls: &["bpf", "perf_event_open", "userfaultfd"],
+    when: &[],
+    errno: libc::EPERM,
+};
+
 /// A type of socket is what is left without these two flags.
 const SOCK_TYPE: u64 = 0xf;
 
@@ -171,10 +205,19 @@ const RAW_IP: [[When; 2]; 2] = [
 /// None that is known: the filter is made of constants.
 pub(super) fn supplement(rows: &[Feature]) -> Result<Supplement> {
     let mut refusals: Vec<&Refusal> = vec![&MOUNTS, &KERNEL];
+    if rows.contains(&Feature::UsernsRoot) {
+        refusals.extend(NAMESPACES.iter().chain([&SURFACE, &IO_URING]));
+    }
     let network = rows.contains(&Feature::Network);
     if network {
         refusals.extend(RAW.iter().chain(&AROUND_SOCKET));
     }
+    let mut seen: Vec<&str> = Vec::new();
+    refusals.retain(|one| {
+        let new = !seen.contains(&one.what);
+        seen.push(one.what);
+        new
+    });
     let mut rules = Vec::new();
     for refusal in &refusals {
         match refusal.when {
@@ -196,8 +239,7 @@ pub(super) fn supplement(rows: &[Feature]) -> Result<Supplement> {
         .set_default_action(LinuxSeccompAction::ScmpActAllow)
         .set_architectures(Some(architectures()))
         .set_syscalls(Some(rules));
-    let mut refuses: Vec<String> = refusals.iter().map(|one| one.what.to_string()).collect();
-    refuses.dedup();
+    let refuses = refusals.iter().map(|one| one.what.to_string()).collect();
     Ok(Supplement {
         refuses,
         program: crate::seccomp::compile(&filter)?,

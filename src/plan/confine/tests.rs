@@ -23,7 +23,7 @@ fn spec(readonly: bool) -> Spec {
 
 fn changed(spec: &Spec) -> Vec<String> {
     let linux = spec.linux().clone().unwrap();
-    let rules = rules(spec, &linux).unwrap();
+    let rules = rules(spec, &linux, true).unwrap();
     let may = |rule: &&Rule| rule.may.contains(&May::Change);
     rules
         .iter()

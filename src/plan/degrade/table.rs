@@ -244,7 +244,12 @@ pub const TABLE: &[Row] = &[
         on: &[libc::EACCES, libc::EPERM, libc::EROFS, libc::ENOSYS],
         fallback: "the container runs without device rules",
         level: Some(Level::Any),
-        compensation: Missing("CAP_MKNOD would have to go"),
+        compensation: By(
+            "CAP_MKNOD goes; devices that the rules would refuse are left out, and those that the image and \
+             bound mounts hold cannot be opened (nodev); no_new_privs; Landlock and a supplementary system \
+             call filter refuse mounts and device nodes. The price: no setuid programs, no mounts inside, no \
+             device by a bind mount, and processes of different execs cannot trace each other",
+        ),
         remedy: "let isorun make cgroups and load eBPF programs, or allow all devices in linux.resources.devices",
         birth: |stage, _, cgroup| {
             stage == Stage::Cgroup && cgroup.dirs.iter().any(|dir| dir.devices.is_some())
@@ -294,7 +299,13 @@ pub const TABLE: &[Row] = &[
         on: NO_USERNS,
         fallback: "the container runs as the host ids that were mapped, never as the host's root",
         level: Some(Level::Any),
-        compensation: Missing("no capabilities, no_new_privs, a supplementary filter, Landlock"),
+        compensation: By(
+            "no capabilities; no_new_privs; Landlock and a supplementary system call filter refuse mounts, \
+             device nodes, changes of the kernel, user namespaces and tracing across their border; only \
+             file systems that a user namespace may mount; flags of bound mounts stay. The price: the \
+             program cannot change its ids nor the owners of files, no setuid programs, no mounts inside, \
+             no io_uring, and processes of different execs cannot trace each other",
+        ),
         remedy: "allow user namespaces: user.max_user_namespaces, and a filter that lets clone make them",
         birth: |stage, facts, _| {
             stage != Stage::Cgroup && facts.makes(libc::CLONE_NEWUSER) && facts.root
