@@ -118,13 +118,17 @@ fn freeze(fd: OwnedFd) -> Result<Memory> {
 impl Memory {
     /// Checks a descriptor that somebody sent, as the protocol's section 3 says, and maps it.
     pub(crate) fn received(fd: OwnedFd, sharing: Sharing, size: u64) -> Result<Self> {
-        check(fd.as_fd(), sharing, size)?;
-        Self::map(fd, sharing)
+        let identity = check(fd.as_fd(), sharing, size)?;
+        Self::map_as(fd, sharing, identity)
     }
 
     /// Maps sealed memory. Only for descriptors that are sealed as `sharing` says.
     fn map(fd: OwnedFd, sharing: Sharing) -> Result<Self> {
         let identity = identity(fd.as_fd())?;
+        Self::map_as(fd, sharing, identity)
+    }
+
+    fn map_as(fd: OwnedFd, sharing: Sharing, identity: Identity) -> Result<Self> {
         let options = MmapOptions::new();
         let map = match sharing {
             // Private, because before Linux 6.7 sealed memory cannot be mapped shared.
@@ -203,8 +207,8 @@ pub(crate) fn identity(fd: BorrowedFd<'_>) -> Result<Identity> {
 }
 
 /// Whether a descriptor may be mapped without a doubt: protocol, section 3.
-pub(crate) fn check(fd: BorrowedFd<'_>, sharing: Sharing, size: u64) -> Result<()> {
-    let refuse = |text: String| Err(Error::Descriptor(text));
+pub(crate) fn check(fd: BorrowedFd<'_>, sharing: Sharing, size: u64) -> Result<Identity> {
+    let refuse = |text: String| Err::<Identity, _>(Error::Descriptor(text));
     let stat = fstat(fd).map_err(io("fstat a descriptor that was received"))?;
     if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
         return refuse("the descriptor is no memory (not a regular file)".into());
@@ -246,7 +250,10 @@ pub(crate) fn check(fd: BorrowedFd<'_>, sharing: Sharing, size: u64) -> Result<(
             i128::from(stat.st_blocks) * 512
         ));
     }
-    Ok(())
+    Ok(Identity {
+        device: stat.st_dev,
+        inode: stat.st_ino,
+    })
 }
 
 /// Maps a file of the channel that has no seals.
