@@ -36,6 +36,10 @@ ERRORS = {E_VERSION: "version", E_MALFORMED: "malformed message", E_DESCRIPTOR: 
 _HEADER = struct.Struct("<4sHHIIQQ")
 _HELLO = struct.Struct("<HHIQIIII")
 _TENSOR = struct.Struct("<HBBBBBBHHIQQQQ")
+# Its beginning, up to the size; after it come lost and tag.
+_FIXED = struct.Struct("<HBBBBBBHHIQQ")
+_PAIR = struct.Struct("<QQ")
+_NDIM_AT = 2
 _ERROR = struct.Struct("<HH")
 HEADER_SIZE = _HEADER.size
 
@@ -222,32 +226,25 @@ def _read_name(kind: int, raw: bytes) -> str:
     return name
 
 
-def read_tensor(kind: int, body: bytes) -> TensorBody:
-    """The checked body of a message that may carry a tensor. Its layout lies within its size.
-
-    :raises ProtocolError: a field breaks a rule (as :class:`LayoutError` where the tensor does).
-    """
-    if len(body) < _TENSOR.size:
-        raise ProtocolError(f"a {KINDS[kind]} message whose body has {len(body)} bytes; it has at least {_TENSOR.size}")
-    (code, ndim, order, sharing, device, names, reserved8, metas, reserved16, reserved32, offset, size, lost,
-     tag) = _TENSOR.unpack_from(body)
+# One tensor after the other usually has the same shape: what was checked once is not checked again.
+@lru_cache(maxsize=64)
+def _described(fixed: bytes) -> Tuple[Optional[Layout], bool, int, int, int]:
+    """Layout, sharing, size, and the lengths of name and meta, from the fixed fields up to the size, with shape and
+    strides after them."""
+    code, ndim, order, sharing, device, names, reserved8, metas, reserved16, reserved32, offset, size = \
+        _FIXED.unpack_from(fixed)
     if reserved8 or reserved16 or reserved32:
-        raise ProtocolError(f"a {KINDS[kind]} message with reserved bits")
+        raise ProtocolError("a message for a tensor with reserved bits")
     if ndim > MAX_NDIM:
         raise LayoutError(f"a tensor of {ndim} dimensions; the limit is {MAX_NDIM}")
     if metas > MAX_META:
-        raise ProtocolError(f"a {KINDS[kind]} message with {metas} bytes of meta; the limit is {MAX_META}")
-    if len(body) != _TENSOR.size + 16 * ndim + names + metas:
-        raise ProtocolError(f"a {KINDS[kind]} message whose fields do not fill its {len(body)} bytes")
-    if lost and kind != TENSOR:
-        raise ProtocolError(f"a {KINDS[kind]} message with a count of lost tensors")
-    at = _TENSOR.size + 16 * ndim
-    name = _read_name(kind, body[at:at + names]) if names else ""
-    meta = body[at + names:]
+        raise ProtocolError(f"a message for a tensor with {metas} bytes of meta; the limit is {MAX_META}")
+    if len(fixed) != _FIXED.size + 16 * ndim:
+        raise ProtocolError("a message for a tensor whose shape and strides are cut off")
     if code == 0:
         if ndim or order or sharing or device or offset or size:
-            raise ProtocolError(f"a {KINDS[kind]} message without a tensor that describes one")
-        return TensorBody(None, False, 0, lost, tag, name, meta)
+            raise ProtocolError("a message without a tensor that describes one")
+        return None, False, 0, names, metas
     dtype = BY_CODE.get(code)
     if dtype is None:
         raise LayoutError(f"the unknown dtype {code}")
@@ -259,10 +256,28 @@ def read_tensor(kind: int, body: bytes) -> TensorBody:
         raise LayoutError(f"the unknown device {device}; 0, the host's memory, is known here")
     if not 1 <= size < 1 << 63:
         raise LayoutError(f"a memory of {size} bytes")
-    numbers = _numbers(ndim).unpack_from(body, _TENSOR.size)
+    numbers = _numbers(ndim).unpack_from(fixed, _FIXED.size)
     layout = Layout(dtype, bool(order), numbers[:ndim], numbers[ndim:], offset)
     layout.check(size)
-    return TensorBody(layout, bool(sharing), size, lost, tag, name, meta)
+    return layout, bool(sharing), size, names, metas
+
+
+def read_tensor(kind: int, body: bytes) -> TensorBody:
+    """The checked body of a message that may carry a tensor. Its layout lies within its size.
+
+    :raises ProtocolError: a field breaks a rule (as :class:`LayoutError` where the tensor does).
+    """
+    if len(body) < _TENSOR.size:
+        raise ProtocolError(f"a {KINDS[kind]} message whose body has {len(body)} bytes; it has at least {_TENSOR.size}")
+    at = _TENSOR.size + 16 * body[_NDIM_AT]
+    layout, shared, size, names, metas = _described(body[:_FIXED.size] + body[_TENSOR.size:at])
+    if len(body) != at + names + metas:
+        raise ProtocolError(f"a {KINDS[kind]} message whose fields do not fill its {len(body)} bytes")
+    lost, tag = _PAIR.unpack_from(body, LOST_AT)
+    if lost and kind != TENSOR:
+        raise ProtocolError(f"a {KINDS[kind]} message with a count of lost tensors")
+    name = _read_name(kind, body[at:at + names]) if names else ""
+    return TensorBody(layout, shared, size, lost, tag, name, body[at + names:])
 
 
 def release(sequences: Sequence[int]) -> bytes:
