@@ -71,13 +71,19 @@ fn below(path: &str) -> Result<PathBuf> {
 }
 
 impl Cgroup {
-    /// Opens the cgroup of a container that runs, or `subs` below it, for a further process in it.
+    /// Opens the cgroup of a container that runs, or `subs` below it, for a further process in it. Where
+    /// somebody has moved its first process `pid` and taken its cgroup away, that is where this one is.
     ///
     /// # Errors
     /// A directory that is not there; a controller that the container has no cgroup of.
-    pub fn open_below(placed: &Placed, subs: &SubCgroups) -> Result<Self> {
+    pub fn open_below(placed: &Placed, subs: &SubCgroups, pid: i32) -> Result<Self> {
         if subs.0.is_empty() {
-            return Self::open(placed);
+            return match Self::open(placed) {
+                Err(error) if error.errno() == Some(Errno::ENOENT) => {
+                    Self::open(&where_it_is(placed, pid)?)
+                }
+                opened => opened,
+            };
         }
         let mut placed = placed.clone();
         if let Some(sub) = subs.0.get("") {
@@ -116,33 +122,77 @@ impl Cgroup {
     /// # Errors
     /// Where that cannot be found out or opened.
     pub fn moved(&self, pid: i32) -> Result<Option<Self>> {
-        let name = format!("/proc/{pid}/cgroup");
-        let text =
-            fs::read_path(Path::new(&name)).map_err(|errno| Error::os("read", &name, errno))?;
-        let line = text.lines().find_map(|line| line.strip_prefix("0::/"));
+        let text = cgroups_of(pid)?;
         let host = hierarchies::detect(None)?;
-        let (Some(inside), Some(v2)) = (line, &host.v2) else {
+        let Some(v2) = &host.v2 else {
             return Ok(None);
         };
-        let path = v2.mount.join(inside);
+        let Some(path) = directory(&text, &v2.mount, |names| names.is_empty())? else {
+            return Ok(None);
+        };
         let at = self.dirs.iter().position(|dir| dir.version == Version::V2);
         let Some(at) = at.filter(|at| path != self.dirs[*at].path) else {
             return Ok(None);
         };
-        // `..` is what the kernel says of a cgroup outside of this process's cgroup namespace.
-        if inside.split('/').any(|part| part == "..") {
-            return Err(Error::os(
-                "open cgroup",
-                path.display().to_string(),
-                Errno::EXDEV,
-            ));
-        }
         let mut moved = Self::open(self.placed())?;
         moved.dirs[at].fd = fs::open_dir(&path)
             .map_err(|errno| Error::os("open cgroup", path.display().to_string(), errno))?;
         moved.dirs[at].path = path;
         Ok(Some(moved))
     }
+}
+
+/// What the kernel says of the cgroups of a process: cgroups(7).
+fn cgroups_of(pid: i32) -> Result<String> {
+    let name = format!("/proc/{pid}/cgroup");
+    fs::read_path(Path::new(&name)).map_err(|errno| Error::os("read", &name, errno))
+}
+
+/// The directory of the cgroup that `text` names for the hierarchy at `mount`; `ours` tells by the names of
+/// its controllers which line that is.
+///
+/// # Errors
+/// A cgroup outside of this process's cgroup namespace, of which the kernel says `..`.
+fn directory(text: &str, mount: &Path, ours: impl Fn(&str) -> bool) -> Result<Option<PathBuf>> {
+    let line = text.lines().find_map(|line| {
+        let (names, path) = line.split_once(':')?.1.split_once(':')?;
+        ours(names).then(|| path.trim_start_matches('/'))
+    });
+    let Some(inside) = line else {
+        return Ok(None);
+    };
+    let path = mount.join(inside);
+    if inside.split('/').any(|part| part == "..") {
+        let name = path.display().to_string();
+        return Err(Error::os("open cgroup", name, Errno::EXDEV));
+    }
+    Ok(Some(path))
+}
+
+/// The same, with the cgroups of process `pid` in the place of those that are not there any more.
+fn where_it_is(placed: &Placed, pid: i32) -> Result<Placed> {
+    let (text, host) = (cgroups_of(pid)?, hierarchies::detect(None)?);
+    let mut placed = placed.clone();
+    for dir in placed.dirs.iter_mut().filter(|dir| !dir.path.is_dir()) {
+        let found = match dir.version {
+            Version::V2 => match &host.v2 {
+                Some(v2) => directory(&text, &v2.mount, |names| names.is_empty())?,
+                None => None,
+            },
+            Version::V1 => match host.v1.iter().find(|v1| dir.path.starts_with(&v1.mount)) {
+                Some(v1) => directory(&text, &v1.mount, |names| {
+                    names
+                        .split(',')
+                        .any(|name| v1.controllers.iter().any(|own| own == name))
+                })?,
+                None => None,
+            },
+        };
+        if let Some(path) = found {
+            dir.path = path;
+        }
+    }
+    Ok(placed)
 }
 
 fn mount_of<'a>(host: &'a Hierarchies, controller: &str) -> Option<&'a Path> {
@@ -159,6 +209,16 @@ mod tests {
 
     fn parse(values: &[&str]) -> Result<SubCgroups> {
         SubCgroups::parse(&values.iter().map(ToString::to_string).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn the_cgroup_of_a_process() {
+        let text = "4:cpu,cpuacct:/a/b\n2:pids:/../x\n1:name=systemd:/\n0::/c\n";
+        let at = |name: &str| directory(text, Path::new("/m"), |names| names == name);
+        assert_eq!(at("cpu,cpuacct").unwrap(), Some(PathBuf::from("/m/a/b")));
+        assert_eq!(at("").unwrap(), Some(PathBuf::from("/m/c")));
+        assert_eq!(at("memory").unwrap(), None);
+        assert_eq!(at("pids").unwrap_err().errno(), Some(Errno::EXDEV));
     }
 
     #[test]

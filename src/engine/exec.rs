@@ -259,7 +259,7 @@ impl Execing<'_> {
                 let placed: Placed = serde_json::from_value(value.clone()).map_err(|error| {
                     Error::new(Kind::State, format!("the record of the cgroup: {error}"))
                 })?;
-                Some(Cgroup::open_below(&placed, &request.cgroups)?)
+                Some(Cgroup::open_below(&placed, &request.cgroups, init.pid)?)
             }
             None => None,
         };

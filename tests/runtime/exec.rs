@@ -479,29 +479,6 @@ fn a_cgroup_below_the_containers() {
     fs::remove_dir(own.join("below")).unwrap();
 }
 
-/// A container that hands controllers on has left its own cgroup, as systemd does; nothing can be put
-/// into that any more.
-#[test]
-fn a_container_that_moved_to_a_cgroup_of_its_own() {
-    if view() != View::V2 {
-        skip!("only a cgroup v2 view refuses processes beside cgroups with controllers");
-    }
-    since_runc!(1, 1, "going after the init");
-    let bundle = idle();
-    let pid = bundle.pid();
-    let own = cgroup_dir(pid, "");
-    let moved = own.join("init.scope");
-    fs::create_dir(&moved).unwrap();
-    fs::write(moved.join("cgroup.procs"), pid.to_string()).unwrap();
-    let offered = fs::read_to_string(own.join("cgroup.controllers")).unwrap();
-    let Some(controller) = offered.split_whitespace().next() else {
-        skip!("no controller is handed on to containers here");
-    };
-    fs::write(own.join("cgroup.subtree_control"), format!("+{controller}")).unwrap();
-    let out = exec(&bundle, &["cat", "/proc/self/cgroup"]).ok();
-    assert!(out.stdout.contains("/init.scope\n"), "{out:#?}");
-}
-
 #[test]
 fn labels_need_their_modules() {
     isorun_only!("runc 1.1 ignores an SELinux label on a host without SELinux");

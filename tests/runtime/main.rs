@@ -27,6 +27,7 @@ mod doctor;
 mod doctor_nested;
 mod events;
 mod exec;
+mod exec_cgroup;
 mod exec_safety;
 mod exec_terminal;
 mod faults;
