@@ -494,7 +494,9 @@ impl Child<'_> {
         let mask = nix::sys::stat::umask(self.umask);
         let result = hooks::run_all(stage, hooks, &state, &plan.bundle);
         nix::sys::stat::umask(mask);
-        result
+        result?;
+        self.tell(&FromChild::OwnHooks)?;
+        self.wait("what comes after the hooks")
     }
 
     fn find_program(&mut self) -> Result<()> {

@@ -420,6 +420,7 @@ impl Execing<'_> {
                 }
                 FromChild::Failed(error) | FromChild::Lost(_, error) => return Err(error),
                 FromChild::HostHooks
+                | FromChild::OwnHooks
                 | FromChild::NetDevices
                 | FromChild::Ready
                 | FromChild::Source { .. }

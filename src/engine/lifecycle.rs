@@ -14,7 +14,7 @@ use super::hooks::{self, HookState};
 use crate::cgroup::Placed;
 use crate::error::{Error, Kind, Result};
 use crate::log;
-use crate::state::{Dir, Record, Status, Store};
+use crate::state::{Dir, Phase, Record, Status, Store};
 use crate::sys::process;
 
 /// How long a killed container may take to end.
@@ -270,7 +270,8 @@ pub(super) fn remove_cgroup(placed: &Placed) -> Result<()> {
 }
 
 /// Removes what a container has left: processes, cgroup, state; then runs its poststop hooks. With
-/// `force` also one that runs, and one that was never made completely.
+/// `force` also one that runs, and one that was never made completely. Called by a hook of the container
+/// that is being made, it comes back at once, and whoever makes it takes everything back after the hook.
 ///
 /// # Errors
 /// A container that runs, without `force`; what could not be removed.
@@ -278,7 +279,7 @@ pub fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
     // First of all, because whoever holds the lock may be waiting for it: `start` for a hook in the
     // container, for one. Again while the lock is waited for, because `create` may be about to say which
     // process it has made. What cannot be killed is told below.
-    let mut kill_first = || {
+    let kill_first = || {
         if force
             && let Ok(record) = store.peek(id)
             && let Some(pid) = record.pid
@@ -287,7 +288,24 @@ pub fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
         }
     };
     kill_first();
-    delete_locked(store.open_meanwhile(id, &mut kill_first)?, id, force)
+    let mut from_hook = None;
+    let opened = store.open_meanwhile(id, &mut || {
+        kill_first();
+        *from_hook.get_or_insert_with(|| is_in_hook_of(store, id))
+    });
+    match opened {
+        // Whoever makes the container waits for the hook that this command is a part of.
+        Err(_) if force && from_hook == Some(true) => store.mark_deleted(id),
+        opened => delete_locked(opened?, id, force),
+    }
+}
+
+/// Whether this process was started, by way of a hook, by the one that is making container `id`.
+fn is_in_hook_of(store: &Store, id: &str) -> bool {
+    let record = store.peek(id);
+    record.is_ok_and(|record| {
+        record.phase == Phase::Creating && crate::state::is_ancestor(record.creator_pid)
+    })
 }
 
 /// Deletes by force the container whose first process was `pid`, started at `start`, if it is still

@@ -316,7 +316,7 @@ impl Making<'_> {
         self.settle(pid, &mut record)?;
         // The child is at work meanwhile: this costs no time.
         dir.keep_config(config)?;
-        self.converse(&mut record, mode)?;
+        self.converse(&mut record, dir, mode)?;
         self.channel = None;
         record.phase = Phase::Made;
         dir.save(&record)?;
@@ -329,7 +329,7 @@ impl Making<'_> {
     }
 
     /// Listens to the child until it is ready (`create`) or has executed its program (`run`).
-    fn converse(&mut self, record: &mut Record, mode: &Mode) -> Result<()> {
+    fn converse(&mut self, record: &mut Record, dir: &Dir, mode: &Mode) -> Result<()> {
         let fail = |errno| Error::os("hear", "the container's first process", errno);
         loop {
             let heard = match &self.channel {
@@ -360,8 +360,9 @@ impl Making<'_> {
                 Some(FromChild::HostHooks) => {
                     self.seen = true;
                     self.host_hooks()?;
-                    self.go()?;
+                    self.after_hooks(dir)?;
                 }
+                Some(FromChild::OwnHooks) => self.after_hooks(dir)?,
                 Some(FromChild::NotifyFd(number)) => {
                     self.listener(number)?;
                     self.go()?;
@@ -428,6 +429,20 @@ impl Making<'_> {
             hooks::run_all_for(stage, hooks, &state, &self.plan.bundle, pidfd)?;
         }
         Ok(())
+    }
+
+    /// Lets the child go on, unless one of the container's hooks has deleted it.
+    fn after_hooks(&self, dir: &Dir) -> Result<()> {
+        match dir.is_deleted() {
+            true => Err(Error::new(
+                Kind::State,
+                format!(
+                    "container {:?} was deleted by one of its own hooks",
+                    self.plan.id
+                ),
+            )),
+            false => self.go(),
+        }
     }
 
     fn listener(&self, number: i32) -> Result<()> {

@@ -17,6 +17,9 @@
 //!           <-------------------   HostHooks              if there are any
 //!   hooks prestart, createRuntime
 //!   Go      ------------------->   steps...
+//!           <-------------------   OwnHooks               after createContainer hooks
+//!   looks whether one has deleted the container
+//!   Go      ------------------->   steps...
 //!           <-------------------   Terminal, master      if it has one
 //!   to the console socket, or kept
 //!   Go      ------------------->
@@ -60,6 +63,8 @@ pub enum FromChild {
     NetDevices,
     /// The hooks prestart and createRuntime are due.
     HostHooks,
+    /// The hooks createContainer have run.
+    OwnHooks,
     /// The terminal's master, as the descriptor that comes with it.
     Terminal,
     /// The child's descriptor number of the seccomp listener.

@@ -16,7 +16,7 @@ mod process;
 mod record;
 mod store;
 
-pub use process::{is_alive, never_executed, start_time};
+pub use process::{is_alive, is_ancestor, never_executed, start_time};
 pub use record::{Mounted, Phase, Record, Resctrl, Status};
 pub use store::{Dir, Entry, Store};
 

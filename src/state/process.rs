@@ -38,6 +38,30 @@ pub fn never_executed(pid: i32) -> bool {
     flags(&line).is_some_and(|flags| flags & 0x40 != 0)
 }
 
+/// Whether process `pid` is the parent of this process, or that one's, and so on. By the numbers of the
+/// procfs on /proc, which need not be those of this process's own pid namespace: a createContainer hook is
+/// in that of the container, with the host's /proc.
+pub fn is_ancestor(pid: i32) -> bool {
+    let own = std::fs::read_link("/proc/self").ok();
+    let mut at: Option<i32> = own.and_then(|link| link.to_str()?.parse().ok());
+    // A process that is adopted meanwhile makes the way shorter; none makes a circle.
+    while let Some(one) = at.filter(|&one| one > 1) {
+        let line = std::fs::read(format!("/proc/{one}/stat")).unwrap_or_default();
+        at = parent(&line);
+        if at == Some(pid) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Field 4 of a stat file.
+fn parent(line: &[u8]) -> Option<i32> {
+    let end = line.iter().rposition(|&byte| byte == b')')?;
+    let rest = std::str::from_utf8(&line[end + 1..]).ok()?;
+    rest.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
 fn flags(line: &[u8]) -> Option<u64> {
     let end = line.iter().rposition(|&byte| byte == b')')?;
     let rest = std::str::from_utf8(&line[end + 1..]).ok()?;
@@ -86,6 +110,14 @@ mod tests {
         let start = start_time(pid).unwrap();
         assert!(is_alive(pid, start));
         assert!(!is_alive(pid, start + 1));
+    }
+
+    #[test]
+    fn ancestors() {
+        assert!(is_ancestor(std::os::unix::process::parent_id() as i32));
+        assert!(!is_ancestor(std::process::id() as i32), "only those above");
+        assert!(!is_ancestor(0));
+        assert_eq!(parent(b"42 (a) S 1 (b)) R 17 42 42 0"), Some(17));
     }
 
     #[test]

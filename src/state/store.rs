@@ -29,6 +29,8 @@ const RECORD_NEW: &str = "state.json.new";
 const ORIGIN: &str = "origin";
 /// config.json as it was when the container was made.
 const CONFIG: &str = "config.json";
+/// Says that a hook has deleted the container that is being made.
+const DELETED: &str = "deleted";
 /// The name of the fifo on which a created container waits for `start`.
 pub(super) const FIFO: &str = "exec.fifo";
 
@@ -130,7 +132,7 @@ impl Store {
                 Err(error) => return Err(Error::io("create directory", display(&path), &error)),
             }
             // A `delete --force` may see the empty directory first and take it away.
-            if let Some(dir) = self.lock(id, &path, &mut || ())? {
+            if let Some(dir) = self.lock(id, &path, &mut || false)? {
                 return Ok(dir);
             }
         }
@@ -142,17 +144,29 @@ impl Store {
     /// # Errors
     /// [`Kind::NotFound`] in runc's words; [`Kind::State`] naming who holds the lock.
     pub fn open(&self, id: &str) -> Result<Dir> {
-        self.open_meanwhile(id, &mut || ())
+        self.open_meanwhile(id, &mut || false)
     }
 
-    /// The same; `meanwhile` is done each time before it waits a little.
+    /// The same; `meanwhile` is done each time before it waits a little, and says whether to give up.
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_meanwhile(&self, id: &str, meanwhile: &mut dyn FnMut()) -> Result<Dir> {
+    pub fn open_meanwhile(&self, id: &str, meanwhile: &mut dyn FnMut() -> bool) -> Result<Dir> {
         check_id(id)?;
         self.lock(id, &self.path(id), meanwhile)?
             .ok_or_else(|| self.not_found(id))
+    }
+
+    /// Tells whoever is making container `id`, and holds its lock, that it is to be deleted:
+    /// [`Dir::is_deleted`]. `id` must be checked.
+    ///
+    /// # Errors
+    /// The system's refusal.
+    pub fn mark_deleted(&self, id: &str) -> Result<()> {
+        let path = self.path(id).join(DELETED);
+        File::create(&path)
+            .map(drop)
+            .map_err(|error| Error::io("write", display(&path), &error))
     }
 
     /// Reads the record of a container without a lock: it is always a whole one, and may be
@@ -254,14 +268,19 @@ impl Store {
     }
 
     /// Opens and locks `path`; none where it does not exist, or does not exist any more.
-    fn lock(&self, id: &str, path: &Path, meanwhile: &mut dyn FnMut()) -> Result<Option<Dir>> {
+    fn lock(
+        &self,
+        id: &str,
+        path: &Path,
+        meanwhile: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<Dir>> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_RDONLY;
         let mut fd = match open(path, flags, Mode::empty()) {
             Ok(fd) => fd,
             Err(Errno::ENOENT) => return Ok(None),
             Err(errno) => return Err(Error::os("open directory", display(path), errno)),
         };
-        let end = Instant::now() + self.patience;
+        let begin = Instant::now();
         let mut pause = Duration::from_micros(500);
         let lock = loop {
             fd = match Flock::lock(fd, FlockArg::LockExclusiveNonblock) {
@@ -269,10 +288,9 @@ impl Store {
                 Err((fd, Errno::EAGAIN | Errno::EINTR)) => fd,
                 Err((_, errno)) => return Err(Error::os("lock directory", display(path), errno)),
             };
-            if Instant::now() >= end {
-                return Err(busy(id, path, self.patience));
+            if begin.elapsed() >= self.patience || meanwhile() {
+                return Err(busy(id, path, begin.elapsed()));
             }
-            meanwhile();
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(20));
         };
@@ -304,6 +322,11 @@ impl Dir {
     /// The directory's descriptor, which carries the lock. A forked child must close its copy.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.lock.as_fd()
+    }
+
+    /// Whether one of the container's hooks has deleted it: [`Store::mark_deleted`].
+    pub fn is_deleted(&self) -> bool {
+        self.path.join(DELETED).exists()
     }
 
     /// The fifo on which the created container waits for `start`.

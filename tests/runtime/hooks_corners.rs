@@ -302,16 +302,29 @@ fn a_large_state_where_the_container_may_make_no_files() {
 #[test]
 fn a_hook_that_deletes_its_own_container() {
     isorun_only!("runc has no record of a container while its hooks run");
-    for stage in ["prestart", "createRuntime"] {
+    for stage in ["prestart", "createRuntime", "createContainer"] {
         let mut bundle = hooked(&[], |_| String::new());
+        bundle.args(&["sh", "-c", "echo started"]);
         let delete = on_itself(&bundle, &format!("delete --force {}", bundle.id));
-        set_hook(&mut bundle, stage, &delete);
-        let begin = Instant::now();
-        let out = bundle.create().code(1);
-        assert!(begin.elapsed() < SOON, "{stage}: {:?}", begin.elapsed());
-        assert!(out.stderr.contains("first process"), "{stage}: {out:#?}");
-        assert_eq!(bundle.status(), "none");
-        bundle.assert_gone();
+        set_hook(
+            &mut bundle,
+            stage,
+            &format!("{delete} && echo done > $H/done"),
+        );
+        for run in [false, true] {
+            let begin = Instant::now();
+            let made = if run { bundle.run() } else { bundle.create() };
+            let out = made.code(1);
+            assert!(begin.elapsed() < SOON, "{stage}: {:?}", begin.elapsed());
+            assert_eq!(out.stdout, "", "{stage}: the program must not run");
+            let said = ["deleted by one of its own hooks", "first process"];
+            let tells = said.iter().any(|words| out.stderr.contains(words));
+            assert!(tells, "{stage}: {out:#?}");
+            assert_eq!(read(&bundle, "done"), "done", "{stage}: {out:#?}");
+            fs::remove_file(bundle.host("done")).unwrap();
+            assert_eq!(bundle.status(), "none");
+            bundle.assert_gone();
+        }
     }
 }
 
