@@ -132,6 +132,10 @@ def step_fields(taken, outside, names):
     """The fields of one step."""
     words = taken["step"][1:] if taken["step"][0] == "tty" else taken["step"]
     text, error = taken["out"], taken["err"]
+    if taken["step"][0] == "tty" and "\n{" in text:
+        # On a terminal a runtime's warnings come before what the program prints.
+        warnings, brace, rest = text.partition("\n{")
+        text, error = brace.strip() + rest, error + warnings
     if not text.startswith("{") and words[0] in ("run", "exec"):
         error += text
     found = {"exit status": taken["status"]}
@@ -244,10 +248,16 @@ def fits(patterns, value):
 
 
 # Links in the roots (world.make_root; masked-link in cases.py): a path that is one is what it points at.
-LINKS = {"/link": "/etc/group", "/masked-link": "/etc/group"}
+LINKS = {"/link": "/etc/group", "/masked-link": "/etc/group", "/outward/x": "/tmp/x"}
 # What an entry may have.
 KEYS = {"runtimes", "reason", "cases", "fields", "isorun", "other", "pending", "optional", "with", "without", "said",
-        "view", "at", "option", "after"}
+        "view", "at", "option", "after", "stacked"}
+
+
+def place(mount):
+    """Where a mount is in the end."""
+    where = posixpath.normpath("/" + str(mount.get("destination")).lstrip("/"))
+    return LINKS.get(where, where)
 
 
 def about(entry, configs, field):
@@ -257,6 +267,12 @@ def about(entry, configs, field):
     if any(holds(config, condition) for config in configs for condition in entry.get("without", [])):
         return False
     path = field.rpartition("| ")[2].partition(" ")[2].partition(" ")[0]
+    if path.startswith("/"):
+        path = posixpath.normpath(path)
+    if entry.get("stacked"):
+        places = [place(mount) for config in configs for mount in reach(config, ["mounts", "[]"]) if isinstance(mount, dict)]
+        if places.count(path) < 2:
+            return False
     if "at" in entry:
         parts = entry["at"].replace("[]", ".[]").split(".")
         values = [posixpath.normpath(value) for config in configs for value in reach(config, parts) if isinstance(value, str)]
@@ -265,8 +281,7 @@ def about(entry, configs, field):
     if "option" in entry:
         mounts = [mount for config in configs for mount in reach(config, ["mounts", "[]"]) if isinstance(mount, dict)]
         return any(fits(entry["option"], option) for mount in mounts
-                   if posixpath.normpath("/" + str(mount.get("destination")).lstrip("/")) == path
-                   for option in mount.get("options") or [])
+                   if place(mount) == path for option in mount.get("options") or [])
     return True
 
 
@@ -282,12 +297,22 @@ def follows(patterns, case, field):
     return last is not None and fits(patterns, " ".join(last))
 
 
+def configuration(content):
+    """The configuration of a bundle: what its config.json says, where that is written by hand."""
+    if "text" not in content:
+        return content.get("config")
+    try:
+        return json.loads(content["text"] or "")
+    except (ValueError, RecursionError):
+        return None
+
+
 def excuse(entries, case, difference, said="", reference="runc"):
     """The entry that explains a difference, marked as used. `said`: isorun's first error."""
     field, ours, theirs = difference
     plain = re.sub(r"^\d+ (\S+\| )", r"\1", field)
     bare = plain.rpartition("| ")[2]
-    configs = [content.get("config") for content in case["bundles"].values()]
+    configs = [configuration(content) for content in case["bundles"].values()]
     for entry in entries:
         if entry.get("view", case["view"]) != case["view"]:
             continue

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -55,6 +56,29 @@ class Bounds(unittest.TestCase):
         self.assertIsNone(world.within(pid, 0.05))
         os.kill(pid, signal.SIGKILL)
         self.assertEqual(world.within(pid, 5), (pid, signal.SIGKILL))
+
+    def test_no_worker_ignores_what_the_caller_ignores(self):
+        class Run:
+            def __init__(self, case, runtime, worker):
+                pass
+
+            def result(self):
+                step = subprocess.run(["grep", "SigIgn", "/proc/self/status"], stdout=subprocess.PIPE, check=True)
+                return {"ignored": int(step.stdout.split()[1], 16)}
+
+        nothing = {"join": lambda pid: None, "alone": lambda: None, "Run": Run}
+        # As bash has it for a job in the background.
+        before = [(number, signal.signal(number, signal.SIG_IGN)) for number in (signal.SIGINT, signal.SIGQUIT)]
+        try:
+            with tempfile.TemporaryDirectory() as work, mock.patch.multiple(world, WORK=Path(work), **nothing):
+                pool = world.Pool("test", 0, os.environ["PATH"], 1)
+                found = dict(pool.run([("one", {"name": "one"}, "true")]))
+                pool.close()
+        finally:
+            for number, handler in before:
+                signal.signal(number, handler)
+        mask = sum(1 << number - 1 for number in (signal.SIGINT, signal.SIGQUIT))
+        self.assertEqual(found["one"]["ignored"] & mask, 0)
 
     def test_a_case_that_hangs_is_ended_and_told(self):
         class Run:

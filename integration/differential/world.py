@@ -123,6 +123,7 @@ class Pool:
                     os.closerange(low + 1, high)
                 LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                fresh_signals()
                 join(keeper_pid)
                 serve(os.fdopen(down[0]), os.fdopen(up[1], "w"), number, runtimes_path)
                 status = 0
@@ -164,6 +165,14 @@ class Pool:
             if not within(worker["pid"], 0 if worker["job"] is not None else 5):
                 os.kill(worker["pid"], signal.SIGKILL)
                 os.waitpid(worker["pid"], 0)
+
+
+def fresh_signals():
+    """No signal is ignored. A shell has its background jobs ignore SIGINT and SIGQUIT, and programs started
+    from them, so containers, inherit that: what comes out must not depend on how the generator was started."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def serve(jobs, answers, number, path):

@@ -51,4 +51,4 @@ pub use plan::{CgroupPlan, Ignored, PlannedDir, Version, Write, plan, plan_possi
 pub use readback::Check;
 pub use stats::{CmtStats, IntelRdt, L3CacheInfo, MbmStats, MemBwInfo, Stats};
 pub use systemd::{PROPERTY_ANNOTATIONS, Scope, Systemd, Unit, Value};
-pub use view::{MountView, ViewEntry, mount_view};
+pub use view::{MountView, Seen, ViewEntry, mount_view};

@@ -54,9 +54,20 @@ pub struct ViewEntry {
     pub own: Option<PathBuf>,
 }
 
-/// What to mount for a mount of type `cgroup`, in a container with a cgroup namespace of its own or
-/// without one.
-pub fn mount_view(host: &Hierarchies, plan: &CgroupPlan, cgroup_ns: bool) -> MountView {
+/// Which cgroup namespace the container is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// A new one: its root is the container's cgroup.
+    Own,
+    /// An existing one, whose root is what it was made with.
+    Joined,
+    /// The runtime's.
+    Host,
+}
+
+/// What to mount for a mount of type `cgroup`, in a container in that cgroup namespace.
+pub fn mount_view(host: &Hierarchies, plan: &CgroupPlan, seen: Seen) -> MountView {
+    let cgroup_ns = seen == Seen::Own;
     let own = |mount: &Path, path: &str| {
         plan.lenient
             .then(|| mount.join(path.trim_start_matches('/')))
@@ -65,7 +76,9 @@ pub fn mount_view(host: &Hierarchies, plan: &CgroupPlan, cgroup_ns: bool) -> Mou
     if host.mode == Mode::V2 {
         let whole = host.v2.as_ref().map(|v2| v2.mount.clone());
         let made = plan.v2().map(|dir| dir.path.clone());
-        return match if cgroup_ns { made } else { whole } {
+        // What is bound where the mount is refused is the container's own also in a namespace that it
+        // joined: the rest of the host's tree is not what that one shows.
+        return match if seen == Seen::Host { whole } else { made } {
             Some(bind) => MountView::V2 { bind, own: own_v2 },
             None => MountView::None,
         };

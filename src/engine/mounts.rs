@@ -82,13 +82,15 @@ pub(super) fn fresh_target(root: &Root, mount: &Mount, fstype: &str) -> Result<O
     let target = root
         .open_or_make(&mount.target, Make::Directory)
         .map_err(|errno| failed(mount, "make the mount point", errno))?;
-    check_over_proc(mount, &target, None)?;
+    check_over_proc(root, mount, &target, None)?;
     Ok(target)
 }
 
 /// The planner has refused mounts over /proc by their names; this refuses those that get there by a
-/// link of the image, and anything but a procfs over /proc itself.
+/// link of the image, and anything but a procfs over /proc itself. Over another procfs of the container
+/// (`mounts` may have one elsewhere) everything may be mounted: nothing is trusted there.
 pub(super) fn check_over_proc(
+    root: &Root,
     mount: &Mount,
     target: &OwnedFd,
     source: Option<BorrowedFd<'_>>,
@@ -111,13 +113,21 @@ pub(super) fn check_over_proc(
     if !on_proc(target.as_fd())? {
         return Ok(());
     }
-    let path = nix::fcntl::readlink(fd_path(target.as_fd()).as_str())
-        .map_err(|errno| failed(mount, "look at the target", errno))?;
-    let path = path.to_string_lossy();
-    let allowed = OVER_PROC.iter().any(|name| {
-        path.strip_suffix(name)
-            .is_some_and(|before| before.ends_with("/proc/"))
-    });
+    let real = |fd: BorrowedFd<'_>| {
+        nix::fcntl::readlink(fd_path(fd).as_str())
+            .map_err(|errno| failed(mount, "look at the target", errno))
+    };
+    let path = real(target.as_fd())?.to_string_lossy().into_owned();
+    let top = real(root.fd())?.to_string_lossy().into_owned();
+    let allowed = match path.strip_prefix(top.trim_end_matches('/')) {
+        Some("/proc") => false,
+        Some(inside) => match inside.strip_prefix("/proc/") {
+            Some(name) => OVER_PROC.contains(&name),
+            None => inside.starts_with('/'),
+        },
+        // Not below the root as this process sees it: nobody knows whose /proc it is.
+        None => false,
+    };
     if allowed { Ok(()) } else { refuse() }
 }
 
@@ -274,7 +284,7 @@ fn bind(root: &Root, mount: &Mount, source: &Path, recursive: bool, ask: Ask<'_>
         Err(errno) => return Err(failed(mount, &what, errno)),
     };
     let target = bind_target(root, mount, tree.as_fd())?;
-    check_over_proc(mount, &target, Some(tree.as_fd()))?;
+    check_over_proc(root, mount, &target, Some(tree.as_fd()))?;
     mismatch(mount, &what, tree.as_fd(), target.as_fd())?;
     // Without the maps it would be another mount than the one that is asked for.
     let may_fall_back = |errno| denied(errno) && mount.idmap.is_none();
@@ -363,7 +373,7 @@ fn remount(
         }
     };
     let target = root.open(&mount.target).map_err(fail)?;
-    check_over_proc(mount, &target, None)?;
+    check_over_proc(root, mount, &target, None)?;
     if bind {
         set_own(target.as_fd(), mount)?;
         set_below(target.as_fd(), mount)?;

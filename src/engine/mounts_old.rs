@@ -216,7 +216,7 @@ pub fn bind(root: &Root, mount: &Mount, from: BorrowedFd<'_>, recursive: bool) -
     let what = format!("bind mount {}", source.to_string_lossy());
     let fail = |errno| failed(mount, &what, errno);
     let target = bind_target(root, mount, from)?;
-    check_over_proc(mount, &target, Some(from))?;
+    check_over_proc(root, mount, &target, Some(from))?;
     mismatch(mount, &what, from, target.as_fd())?;
     let mut flags = MsFlags::MS_BIND;
     flags.set(MsFlags::MS_REC, recursive);

@@ -51,6 +51,10 @@ pub(super) fn root(context: &Context<'_>) -> Result<Vec<Step>> {
         Some(asked) if asked.kind != PropagationKind::Unbindable => asked.ms_flags(),
         _ => libc::MS_SLAVE,
     };
+    // A root that is to be shared is so alone: what is private on the host is private when it is bound.
+    let alone = asked
+        .and_then(propagation)
+        .is_some_and(|asked| asked.kind == PropagationKind::Shared && !asked.recursive);
     let private = asked.is_some_and(|name| matches!(name, "private" | "rprivate"));
     if context.asked.no_pivot && !context.shares_mounts() && private {
         return Err(Error::spec(
@@ -61,7 +65,10 @@ pub(super) fn root(context: &Context<'_>) -> Result<Vec<Step>> {
     let mut steps: Vec<Step> = Vec::new();
     if !context.shares_mounts() {
         // Before anything is mounted: what is done here must not show on the host.
-        let flags = flags | libc::MS_REC;
+        let flags = match alone {
+            true => flags,
+            false => flags | libc::MS_REC,
+        };
         steps.push(Action::RootPropagation { flags }.into());
     }
     steps.push(
@@ -231,7 +238,13 @@ fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
     if (fstype == "cgroup" || v2) && !options.bind && !options.remount {
         cgroup_options(&planned.field, &options)?;
         let namespace = context.has(libc::CLONE_NEWCGROUP);
-        let view = cgroup::mount_view(&context.host.cgroups, context.cgroup, namespace);
+        let joined = context.joined & libc::CLONE_NEWCGROUP as u64 != 0;
+        let seen = match (namespace, joined) {
+            (true, _) => cgroup::Seen::Own,
+            (false, true) => cgroup::Seen::Joined,
+            (false, false) => cgroup::Seen::Host,
+        };
+        let view = cgroup::mount_view(&context.host.cgroups, context.cgroup, seen);
         return Ok(Action::MountCgroup {
             mount: planned,
             view,
@@ -461,8 +474,18 @@ pub(super) fn finish(
     if !cwd.trim_matches('/').is_empty() {
         steps.push(Action::CreateCwd { path: cwd }.into());
     }
-    let readonly = context.linux.readonly_paths().iter().flatten();
-    steps.extend(readonly.map(|path| Action::ReadonlyPath { path: path.clone() }.into()));
+    // A mount on / itself would not be seen from inside: the root is made read-only in its place, at the end.
+    let (whole, readonly): (Vec<&String>, Vec<&String>) = context
+        .linux
+        .readonly_paths()
+        .iter()
+        .flatten()
+        .partition(|path| resolved(path) == "/");
+    steps.extend(
+        readonly
+            .into_iter()
+            .map(|path| Action::ReadonlyPath { path: path.clone() }.into()),
+    );
     let listed = |list: &Option<Vec<String>>, path: &str| {
         let mut listed = list.iter().flatten();
         listed.any(|known| known == path)
@@ -520,6 +543,7 @@ pub(super) fn finish(
         .as_ref()
         .and_then(|root| root.readonly())
         .unwrap_or(false)
+        || !whole.is_empty()
     {
         steps.push(Action::ReadonlyRoot.into());
     }

@@ -161,7 +161,11 @@ fn describe(step: &Step, plan: &Plan) -> String {
         Action::Hostname { name } => format!("hostname {name}"),
         Action::Domainname { name } => format!("domainname {name}"),
         Action::RootPropagation { flags } => {
-            format!("mount propagation of all mounts: {}", propagation(*flags))
+            let which = match flags & libc::MS_REC {
+                0 => "/",
+                _ => "all mounts",
+            };
+            format!("mount propagation of {which}: {}", propagation(*flags))
         }
         Action::OpenRoot { path } => format!("root file system {}", path.display()),
         Action::Mount(mount) => describe_mount(mount),

@@ -196,7 +196,7 @@ pub enum Action {
     },
     /// What mounts and unmounts in the new mount namespace have to do with the host's.
     RootPropagation {
-        /// MS_SLAVE, MS_PRIVATE, MS_SHARED or MS_UNBINDABLE, with MS_REC.
+        /// MS_SLAVE, MS_PRIVATE or MS_SHARED, with MS_REC but for a root that is `shared` alone.
         flags: u64,
     },
     /// The root file system becomes a mount of its own; the steps after it resolve paths inside it.

@@ -118,6 +118,35 @@ fn binds_of_a_shared_root_are_peers_of_the_hosts() {
     }
 }
 
+/// What is private on the host stays so when it is bound.
+#[test]
+fn binds_of_private_mounts_in_a_shared_root_are_private() {
+    let mut bundle = table();
+    let tree = bundle.host("tree").to_str().unwrap().to_string();
+    bundle.mount("/t", "tmpfs", "tmpfs", &[]);
+    bundle.mount("/t/mnt", "bind", &tree, &["bind"]);
+    bundle.set("/linux/rootfsPropagation", json!("shared"));
+    let out = run_after(
+        &bundle,
+        "mkdir $D/tree; mount -t tmpfs none $D/tree; mount --make-rshared /; \
+         mount --make-private $D/tree",
+    )
+    .ok();
+    assert_eq!(propagation(&out.stdout, "/t/mnt"), "");
+}
+
+/// Only /proc is guarded: who has a procfs elsewhere may cover it.
+#[test]
+fn a_mount_over_another_procfs() {
+    let mut bundle = Bundle::sh("cat /mnt/file; ls /mnt/self 2>/dev/null || echo covered");
+    fs::create_dir(bundle.host("dir")).unwrap();
+    fs::write(bundle.host("dir/file"), "here\n").unwrap();
+    let dir = bundle.host("dir").to_str().unwrap().to_string();
+    bundle.mount("/mnt", "proc", "proc", &[]);
+    bundle.mount("/mnt", "bind", &dir, &["bind"]);
+    assert_eq!(bundle.run().ok().text(), "here\ncovered");
+}
+
 /// What hides a file is the host's null device: a mount on it would be seen on the host.
 #[test]
 fn a_mask_of_a_shared_root_is_no_peer_of_the_hosts_devices() {

@@ -129,6 +129,19 @@ fn readonly_path_leaves_the_mounts_below() {
     assert_eq!(bundle.run().ok().text(), "refused\nkept");
 }
 
+/// A mount on / would lie above the container's root, where nobody looks.
+#[test]
+fn the_root_as_a_readonly_path() {
+    for path in ["/", "//."] {
+        let mut bundle =
+            Bundle::sh("echo x > /file || echo refused; echo x > /tmp/file && echo fine");
+        fs::create_dir_all(bundle.rootfs("/tmp")).unwrap();
+        bundle.mount("/tmp", "tmpfs", "tmpfs", &[]);
+        bundle.set("/linux/readonlyPaths", json!([path]));
+        assert_eq!(bundle.run().ok().text(), "refused\nfine", "{path}");
+    }
+}
+
 #[test]
 fn readonly_path_keeps_the_flags_of_its_mount() {
     let mut bundle = Bundle::new();

@@ -469,7 +469,7 @@ fn ignored_fields() {
 fn views() {
     let host = v1();
     let plan1 = plan(Some(&linux(json!({"cgroupsPath": "/c"}))), "c", &host).unwrap();
-    let MountView::V1 { entries, links } = mount_view(&host, &plan1, true) else {
+    let MountView::V1 { entries, links } = mount_view(&host, &plan1, Seen::Own) else {
         panic!()
     };
     assert_eq!(
@@ -485,14 +485,14 @@ fn views() {
     );
     assert_eq!(entries[1].data, "cpu,cpuacct");
     assert_eq!(entries[1].fs.as_deref(), Some("cgroup"));
-    let MountView::V1 { entries, .. } = mount_view(&host, &plan1, false) else {
+    let MountView::V1 { entries, .. } = mount_view(&host, &plan1, Seen::Host) else {
         panic!()
     };
     assert_eq!(entries[2].fs, None);
     assert_eq!(entries[2].bind.to_str(), Some("/sys/fs/cgroup/memory/c"));
     let host = hybrid();
     let plan1 = plan(None, "c", &host).unwrap();
-    let MountView::V1 { entries, links } = mount_view(&host, &plan1, true) else {
+    let MountView::V1 { entries, links } = mount_view(&host, &plan1, Seen::Own) else {
         panic!()
     };
     assert!(links.is_empty());
@@ -501,14 +501,14 @@ fn views() {
     let host = v2("/", &[]);
     let plan1 = plan(None, "c", &host).unwrap();
     assert_eq!(
-        mount_view(&host, &plan1, true),
+        mount_view(&host, &plan1, Seen::Own),
         MountView::V2 {
             bind: "/sys/fs/cgroup/c".into(),
             own: None,
         }
     );
     assert_eq!(
-        mount_view(&host, &plan1, false),
+        mount_view(&host, &plan1, Seen::Host),
         MountView::V2 {
             bind: "/sys/fs/cgroup".into(),
             own: None,
@@ -516,7 +516,7 @@ fn views() {
     );
     let none = Hierarchies::none();
     assert_eq!(
-        mount_view(&none, &plan(None, "c", &none).unwrap(), true),
+        mount_view(&none, &plan(None, "c", &none).unwrap(), Seen::Own),
         MountView::None
     );
 }
