@@ -1,12 +1,12 @@
 """Two isorun containers, and a container and the host, with private ipc, pid and network namespaces: they meet in a
 channel. As root, with isorun built (or $ISORUN), in a root of Debian 13 that integration/channels/python-root makes.
 
-The channel is a tmpfs of the test's own, bound into the containers.
+The channel is made by `isorun channel create`, and the containers ask for it by annotation. An isorun that has no
+channels yet gets a tmpfs by a bind mount of config.json instead.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import pathlib
@@ -22,7 +22,6 @@ import isorun_channel as ic
 from .support import SOURCE, Lines, eventually
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
-INSIDE = "/run/isorun/channels/kv"
 
 
 def isorun() -> Optional[str]:
@@ -47,13 +46,13 @@ def root(*options: str) -> str:
 class Container:
     """A container that runs a Python program with the channel as ``channel``."""
 
-    def __init__(self, test: "InContainers", code: str, *, read_only: bool = False, shm: Optional[str] = None,
-                 user: bool = False, rootfs: Optional[str] = None) -> None:
+    def __init__(self, test: "InContainers", code: str, *, read_only: bool = False, shm: bool = False,
+                 user: bool = False) -> None:
         self.id = f"isotest-py-{uuid.uuid4().hex[:12]}"
         self.bundle = os.path.join(test.work, self.id)
         os.mkdir(self.bundle)
-        preamble = "import os, sys, time\nimport isorun_channel as ic\nchannel = ic.Channel('kv')\n"
-        config = self._config(test, preamble + code, read_only, shm, user, rootfs or test.rootfs)
+        preamble = "import os, sys, time\nimport isorun_channel as ic\nchannel = ic.Channel(os.environ['ISORUN_CHANNELS'])\n"
+        config = self._config(test, preamble + code, read_only, shm, user)
         with open(f"{self.bundle}/config.json", "w") as file:
             json.dump(config, file)
         self._command = [test.binary, "--root", f"{test.work}/state"]
@@ -62,12 +61,11 @@ class Container:
         self._lines = Lines(self._running.stdout)
         test.addCleanup(self.end)
 
-    def _config(self, test: "InContainers", code: str, read_only: bool, shm: Optional[str], user: bool, rootfs: str
-                ) -> Dict[str, Any]:
+    def _config(self, test: "InContainers", code: str, read_only: bool, shm: bool, user: bool) -> Dict[str, Any]:
         subprocess.run([test.binary, "spec", "--bundle", self.bundle], check=True)
         with open(f"{self.bundle}/config.json") as file:
             config: Dict[str, Any] = json.load(file)
-        config["root"] = {"path": rootfs, "readonly": True}
+        config["root"] = {"path": test.rootfs, "readonly": True}
         process = config["process"]
         process["terminal"] = False
         process["args"] = ["/usr/bin/python3", "-u", "-c", code]
@@ -75,17 +73,24 @@ class Container:
                            "HOME=/tmp"]
         bind = ["bind", "nosuid", "nodev", "noexec"]
         mounts: List[Dict[str, Any]] = [mount for mount in config["mounts"] if mount["type"] != "cgroup"]
-        if shm is not None:
-            mounts = [mount for mount in mounts if mount["destination"] != "/dev/shm"]
-            mounts.append({"destination": "/dev/shm", "type": "bind", "source": shm, "options": [*bind, "rw"]})
         mounts += [
             {"destination": "/run", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", "mode=755"]},
             {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", "mode=1777"]},
-            {"destination": INSIDE, "type": "bind", "source": test.channel_path,
-             "options": [*bind, "ro" if read_only else "rw"]},
             {"destination": "/opt/isorun-channel", "type": "bind", "source": str(SOURCE), "options": [*bind, "ro"]},
         ]
         config["mounts"] = mounts
+        access = "ro" if read_only else "rw"
+        if test.by_annotation:
+            config["annotations"] = {"io.isorun.channels": f"{test.name}:{access}"}
+            if shm:
+                config["annotations"]["io.isorun.shm"] = f"channel:{test.name}"
+        else:
+            process["env"].append(f"ISORUN_CHANNELS={test.name}")
+            channel = {"type": "bind", "source": test.channel_path, "options": [*bind, access]}
+            mounts.append({**channel, "destination": f"/run/isorun/channels/{test.name}"})
+            if shm:
+                config["mounts"] = [mount for mount in mounts if mount["destination"] != "/dev/shm"]
+                config["mounts"].append({**channel, "destination": "/dev/shm"})
         if user:
             config["linux"]["namespaces"].append({"type": "user"})
             for kind in ("uidMappings", "gidMappings"):
@@ -136,18 +141,30 @@ class InContainers(unittest.TestCase):
         if found is None:
             raise unittest.SkipTest("isorun is not built (cargo build)")
         cls.binary = found
-        cls.rootfs = root()
+        cls.rootfs = cls.find_root()
+
+    @classmethod
+    def find_root(cls) -> str:
+        return root()
 
     def setUp(self) -> None:
         self.work = tempfile.mkdtemp(prefix="isorun-channel-test-")
         self.addCleanup(shutil.rmtree, self.work)
-        self.channel_path = f"{self.work}/channel"
-        os.mkdir(self.channel_path)
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.mount(b"kv", self.channel_path.encode(), b"tmpfs", ctypes.c_ulong(14), b"size=64m,mode=1777"):
-            self.fail(f"mount of a tmpfs: {os.strerror(ctypes.get_errno())}")
-        self.addCleanup(libc.umount2, self.channel_path.encode(), 2)
-        self.channel = ic.Channel(self.channel_path)
+        self.name = f"isotest-py-{uuid.uuid4().hex[:12]}"
+        known = subprocess.run([self.binary, "channel", "list"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.by_annotation = known.returncode == 0
+        if self.by_annotation:
+            made = subprocess.run([self.binary, "channel", "create", self.name, "--size", "64m"],
+                                  stdout=subprocess.PIPE, text=True, check=True)
+            self.addCleanup(subprocess.run, [self.binary, "channel", "remove", "--force", self.name], check=True)
+            self.channel_path = made.stdout.strip()
+        else:
+            self.channel_path = f"{self.work}/channel"
+            os.mkdir(self.channel_path)
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "nosuid,nodev,noexec,size=64m,mode=1777", "channel",
+                            self.channel_path], check=True)
+            self.addCleanup(subprocess.run, ["umount", "--lazy", self.channel_path], check=True)
+        self.channel = ic.Channel(self.name if self.by_annotation else self.channel_path)
         self.addCleanup(self.channel.close)
 
     def container(self, code: str, **options: Any) -> Container:
@@ -355,12 +372,14 @@ class Torch(InContainers):
 
     @classmethod
     def setUpClass(cls) -> None:
-        super().setUpClass()
-        named = os.environ.get("ISORUN_TORCH_ROOT")
-        if not named:
+        if not os.environ.get("ISORUN_TORCH_ROOT"):
             raise unittest.SkipTest("ISORUN_TORCH_ROOT names no root with torch "
                                     "(integration/channels/python-root --torch makes one)")
-        cls.rootfs = named
+        super().setUpClass()
+
+    @classmethod
+    def find_root(cls) -> str:
+        return os.environ["ISORUN_TORCH_ROOT"]
 
     def test_tensors_of_torch_by_the_client(self) -> None:
         consumer = self.container(TORCH + """
@@ -395,7 +414,7 @@ with channel.publisher("e") as publisher:
         and torch_shm_manager's socket beside it."""
         taker = self.container(TORCH + """
 listener = socket.socket(socket.AF_UNIX)
-listener.bind("/run/isorun/channels/kv/mp.sock")
+listener.bind(channel.path + "/mp.sock")
 listener.listen()
 print("ready")
 peer, _ = listener.accept()
@@ -406,20 +425,20 @@ tensor[0, 0] = 100
 peer.sendall(b"x")
 peer.recv(1)
 print(tensor[0, 1].item())
-""", shm=self.channel_path)
+""", shm=True)
         self.assertEqual(taker.line(), "ready")
         giver = self.container(TORCH + """
 tensor = torch.ones(256, 1024)
 tensor.share_memory_()
 peer = connect(lambda: socket.socket(socket.AF_UNIX))
-peer.connect("/run/isorun/channels/kv/mp.sock")
+peer.connect(channel.path + "/mp.sock")
 peer.sendall(bytes(ForkingPickler.dumps(tensor)))
 peer.recv(1)
 print(tensor[0, 0].item(), [name for name in os.listdir("/dev/shm") if name.startswith("torch_")] != [])
 tensor[0, 1] = 200
 peer.sendall(b"x")
 print(os.readlink("/proc/self/ns/ipc"), os.getpid())
-""", shm=self.channel_path)
+""", shm=True)
         self.assertEqual(taker.line(), "torch.Size([256, 1024]) 262144.0 True")
         self.assertEqual(giver.line(), "100.0 True")
         self.assertEqual(taker.line(), "200.0")
