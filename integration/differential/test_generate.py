@@ -184,14 +184,29 @@ class Judging(unittest.TestCase):
         self.assertEqual(entry["used"], 1)
         # Conditions on more than names and values.
         case["bundles"]["a"]["config"] = {"linux": {"maskedPaths": ["/etc/keys", "/link"]}, "mounts": [
-            {"destination": "/run/../data", "options": ["bind", "atime"]}, {"destination": "/tmp", "options": ["ro"]}]}
+            {"destination": "/run/../data", "options": ["bind", "atime"]}, {"destination": "/tmp", "options": ["ro"]},
+            {"destination": "/outward/x", "options": []}, {"destination": "/tmp/./x", "options": []}]}
         for change, field, fits in (({"at": "linux.maskedPaths[]"}, "mount /etc/keys #2 flags", True),
                                     ({"at": "linux.maskedPaths[]"}, "mount /etc/group flags", True),
                                     ({"at": "linux.maskedPaths[]"}, "mount /etc flags", False),
                                     ({"option": "atime"}, "mount /data flags", True),
-                                    ({"option": ["atime"]}, "mount /tmp flags", False)):
+                                    ({"option": ["atime"]}, "mount /tmp flags", False),
+                                    ({"stacked": True}, "mount /data flags", False),
+                                    ({"stacked": True}, "mount /tmp/x #2 flags", True)):
             entry = {"runtimes": ["runc"], "fields": "mount * flags"} | change
             self.assertEqual(judge.excuse([entry], case, (field, "rw", "rw,nosuid")) is not None, fits, (change, field))
+
+    def test_a_configuration_that_is_written_by_hand(self):
+        entry = {"runtimes": ["runc"], "fields": "verdict", "with": ["process.CWD"]}
+        for text, fits in (('{"process": {"CWD": "/"}}', True), ('{"process": {"cwd": "/"}}', False), ("{", False), (None, False),
+                           ("[" * 20000, False)):
+            case = {"name": "x", "view": "v2", "bundles": {"a": {"config": {"process": {"CWD": "/"}}, "text": text}}}
+            self.assertEqual(judge.excuse([entry], case, ("verdict", "refused: x", "taken")) is not None, fits, text)
+
+    def test_warnings_on_a_terminal_come_before_the_document(self):
+        taken = {"step": ["tty", "run", "x"], "status": "0", "err": "", "out": 'WARN no\r\n{"umask": "0022"}\r\n'}
+        self.assertEqual(judge.step_fields(taken, {}, [])["umask"], "0022")
+        self.assertNotIn("umask", judge.step_fields(taken | {"step": ["run", "x"]}, {}, []))
 
     def test_what_follows_a_step(self):
         case = {"name": "x", "view": "v2", "bundles": {}, "steps": [
