@@ -182,7 +182,7 @@ impl Endpoint {
         }
         let retry = state.peers.values().any(|peer| peer.blocked);
         for id in gone {
-            state.peers.remove(&id);
+            state.remove(id);
         }
         drop(state);
         if retry {
@@ -308,6 +308,12 @@ impl Drop for Endpoint {
 }
 
 impl State {
+    /// A peer has gone: nobody waits for the answers to its requests any more.
+    pub(crate) fn remove(&mut self, id: u64) -> Option<Peer> {
+        self.requests.retain(|waiting| waiting.peer != id);
+        self.peers.remove(&id)
+    }
+
     fn subscribers(&self) -> usize {
         self.peers
             .values()
@@ -335,7 +341,7 @@ impl Shared {
         let alive = work(peer).is_ok();
         let retry = alive && peer.blocked;
         if !alive {
-            state.peers.remove(&id);
+            state.remove(id);
         }
         drop(state);
         if retry {

@@ -72,11 +72,22 @@ pub(crate) fn run(shared: &Shared) {
             serve(shared, &mut state, *id);
         }
         overdue(&mut state);
-        state
-            .peers
-            .retain(|_, peer| !peer.blocked || peer.pump().is_ok());
+        retry(&mut state);
         drop(state);
         shared.changed.notify_all();
+    }
+}
+
+/// Sends what had no room before.
+fn retry(state: &mut State) {
+    let mut gone = Vec::new();
+    for (&id, peer) in &mut state.peers {
+        if peer.blocked && peer.pump().is_err() {
+            gone.push(id);
+        }
+    }
+    for id in gone {
+        state.remove(id);
     }
 }
 
@@ -162,13 +173,10 @@ fn serve(shared: &Shared, state: &mut State, id: u64) {
             Ok(true) => {}
             Ok(false) => return,
             Err(end) => {
-                if let (End::Refused(code, text), Some(mut peer)) = (end, state.peers.remove(&id)) {
+                if let (Some(mut peer), End::Refused(code, text)) = (state.remove(id), end) {
                     let _ = peer.send(0, closing(code, text.clone()));
                     note(state, text);
                 }
-                // Nobody waits for the answers any more.
-                state.peers.remove(&id);
-                state.requests.retain(|waiting| waiting.peer != id);
                 return;
             }
         }

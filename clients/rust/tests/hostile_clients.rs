@@ -260,6 +260,27 @@ fn clients_that_flood_and_do_not_read() {
 }
 
 #[test]
+fn requests_of_clients_that_have_gone() {
+    let served = Served::new();
+    let fd = memfd(4096, true, ALL, MemfdFlags::empty()).unwrap();
+    for _ in 0..50 {
+        let mut raw = Raw::welcome(&served.place.path, "e", role::REQUESTER, 4);
+        for _ in 0..3 {
+            let body = Body::Request(content(4096, &[64], Sharing::Immutable));
+            raw.say(0, body, &[fd.as_fd()]).unwrap();
+        }
+        let first = served.endpoint.next_request(LONG).unwrap();
+        drop(raw);
+        // Whoever notices first that it has gone, this thread or the endpoint's own.
+        let _ = first.reply(Outgoing::empty());
+        eventually("it is gone", || served.endpoint.peers().len() == 1);
+        let next = served.endpoint.next_request(Duration::ZERO);
+        assert!(matches!(next, Err(Error::TimedOut { .. })));
+    }
+    served.still_serves();
+}
+
+#[test]
 fn clients_that_never_read_what_is_published() {
     let served = Served::new();
     let _deaf: Vec<_> = (0..20)
