@@ -157,7 +157,11 @@ fn what_makes_up_for_a_loss_is_as_the_files_say() {
             without: without.iter().map(lost).collect(),
             ..Asked::default()
         };
-        let got = match plan::build(&loaded(name, spec.to_string().as_bytes()), host, &asked) {
+        let mut loaded = loaded(name, spec.to_string().as_bytes());
+        if spec["root"]["path"] == "/" {
+            loaded.rootfs = "/".into();
+        }
+        let got = match plan::build(&loaded, host, &asked) {
             Ok(plan) => plan::text(&plan),
             Err(error) => format!("{error}\n"),
         };
@@ -188,6 +192,17 @@ fn what_makes_up_for_a_loss_is_as_the_files_say() {
         spec["linux"][map] = serde_json::json!([{"containerID": 0, "hostID": 0, "size": 100}]);
     }
     compare("userns-root.host-0", &spec, &host, &[Feature::UsernsRoot]);
+    let mut spec: serde_json::Value = serde_json::from_slice(
+        &std::fs::read(tests().join("fixtures/specs/rootless.json")).unwrap(),
+    )
+    .unwrap();
+    let user = Host {
+        euid: 1000,
+        ..host.clone()
+    };
+    compare("userns-user.root", &spec, &user, &[Feature::UsernsUser]);
+    spec["root"] = serde_json::json!({"path": "/", "readonly": true});
+    compare("userns-user", &spec, &user, &[Feature::UsernsUser]);
     let rules = [Feature::DeviceRules];
     compare("device-rules", &podman, &host, &rules);
     host.landlock = 5;

@@ -177,7 +177,8 @@ impl Child<'_> {
             }
             // Nobody who shares a pid namespace with the container looks at this process before it
             // is what it will be (CVE-2016-9962).
-            process::dumpable(false).map_err(fail("hide from ptrace"))?;
+            // A sandbox's process is its caller's, as are its files in /proc.
+            process::dumpable(self.plan.sandbox).map_err(fail("hide from ptrace"))?;
             return Ok(());
         }
         // Files are made by the container's root, where the maps have one.

@@ -1,17 +1,22 @@
 //! What makes up for a protection that the host does not give, in the child: the Landlock domain and the
 //! supplementary filter.
 
-use std::os::fd::AsFd;
+use std::ffi::{CString, OsString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
-    RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope as KernelScope, make_bitflags,
+    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetStatus, Scope as KernelScope, make_bitflags,
 };
 use nix::errno::Errno;
-use nix::sys::stat::fstat;
+use nix::fcntl::OFlag;
+use nix::sys::stat::{Mode, fstat};
 
 use crate::error::{Error, Kind, Result};
 use crate::plan::confine::{Landlock, May, Rule, Scope, Supplement};
+use crate::sys::fs::{openat2, resolve};
 use crate::sys::mount::is_mount_root;
 
 /// Enters the domain, for good. The process has no_new_privs.
@@ -43,13 +48,24 @@ pub fn enter(landlock: &Landlock) -> Result<()> {
     let mut created = ruleset
         .create()
         .map_err(|error| fail("make a ruleset")(&error))?;
+    let hidden: Vec<PathBuf> = landlock
+        .hidden
+        .iter()
+        .flat_map(|path| named(path))
+        .collect();
     for rule in &landlock.rules {
-        let Some((file, allowed)) = opened(rule, abi)? else {
-            continue;
-        };
-        created = created
-            .add_rule(PathBeneath::new(file, allowed))
-            .map_err(|error| fail(&format!("allow {}", rule.path))(&error))?;
+        // What is hidden further up is not hidden by what is allowed in it: a device in /dev.
+        let path = Path::new(&rule.path);
+        let below = hidden.iter().filter(|hidden| hidden.starts_with(path));
+        let below: Vec<&Path> = below.map(PathBuf::as_path).collect();
+        for path in all_but(path, &below) {
+            let Some((file, allowed)) = opened(&path, rule, landlock.of_host, abi)? else {
+                continue;
+            };
+            created = created
+                .add_rule(PathBeneath::new(file, allowed))
+                .map_err(|error| fail(&format!("allow {}", path.display()))(&error))?;
+        }
     }
     let status = created
         .no_new_privs(false)
@@ -77,16 +93,68 @@ fn version(abi: u32) -> ABI {
     }
 }
 
+/// A path by its name, and as it really is.
+fn named(path: &str) -> Vec<PathBuf> {
+    let mut all = vec![PathBuf::from(path)];
+    all.extend(
+        std::fs::canonicalize(path)
+            .ok()
+            .filter(|real| *real != all[0]),
+    );
+    all
+}
+
+/// The path itself where nothing in it is hidden, else all in it that is not on the way to what is.
+fn all_but(path: &Path, hidden: &[&Path]) -> Vec<PathBuf> {
+    if hidden.iter().any(|hidden| path.starts_with(hidden)) {
+        return Vec::new();
+    }
+    if !hidden.iter().any(|hidden| hidden.starts_with(path)) {
+        return vec![path.to_path_buf()];
+    }
+    let Ok(entries) = std::fs::read_dir(path) else {
+        return Vec::new();
+    };
+    let names = entries.flatten().map(|entry| entry.file_name());
+    // Directories of processes come and go, and what is allowed on one may be another's later.
+    let process = |name: &OsString| {
+        let name = name.to_string_lossy();
+        path == Path::new("/proc") && name.starts_with(|first: char| first.is_ascii_digit())
+    };
+    names
+        .filter(|name| !process(name))
+        .flat_map(|name| all_but(&path.join(name), hidden))
+        .collect()
+}
+
 /// What a rule is about, and what it allows there; nothing where that is not there, or is no longer what
 /// the plan made it: a path that the container has changed since gets nothing.
-fn opened(rule: &Rule, abi: ABI) -> Result<Option<(PathFd, BitFlags<AccessFs>)>> {
-    let fail = |errno| Error::os("Landlock: open", &rule.path, errno);
-    let Ok(file) = PathFd::new(&rule.path) else {
+fn opened(
+    path: &Path,
+    rule: &Rule,
+    of_host: bool,
+    abi: ABI,
+) -> Result<Option<(OwnedFd, BitFlags<AccessFs>)>> {
+    let fail = |errno| Error::os("Landlock: open", path.display().to_string(), errno);
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let file = match (of_host, CString::new(path.as_os_str().as_bytes())) {
+        // A link allows nothing on what it leads to: that may be hidden, or chosen by who is inside.
+        (true, Ok(path)) => {
+            let flags = flags.bits() | libc::O_NOFOLLOW;
+            openat2(nix::fcntl::AT_FDCWD, &path, flags, 0, resolve::NO_SYMLINKS)
+        }
+        _ => nix::fcntl::open(path, flags, Mode::empty()),
+    };
+    let Ok(file) = file else {
         return Ok(None);
     };
-    let kind = fstat(file.as_fd()).map_err(fail)?.st_mode & libc::S_IFMT;
+    let kind = fstat(&file).map_err(fail)?.st_mode & libc::S_IFMT;
     let device = matches!(kind, libc::S_IFCHR | libc::S_IFBLK);
-    if rule.path != "/" && !device && !is_mount_root(file.as_fd()).map_err(fail)? {
+    let right = match of_host {
+        true => kind != libc::S_IFLNK,
+        false => rule.path == "/" || device || is_mount_root(file.as_fd()).map_err(fail)?,
+    };
+    if !right {
         return Ok(None);
     }
     let mut allowed = BitFlags::EMPTY;

@@ -284,6 +284,9 @@ impl Making<'_> {
         let (parent, mut inherited) = inherit(plan, dir, mode, &cgroup)?;
         self.mounted = record.mounted.clone();
         inherited.root = detached.map(shared_mounts::Detached::attach).transpose()?;
+        if plan.sandbox {
+            inherited.root = Some(super::root::open_dir(Path::new("/"))?);
+        }
         self.channel = Some(parent);
         self.stage = Some(Stage::Clone);
         let pid = self.birth(&mut cgroup, inherited, joins)?;

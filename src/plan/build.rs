@@ -17,7 +17,7 @@ use super::net;
 use super::program::to_the_program;
 use super::schedule;
 use super::step::{Action, Birth, Degradation, Existing, HostHooks, IdMap, Process, Step};
-use super::{Asked, Plan, unmapped};
+use super::{Asked, Plan, sandbox, unmapped};
 use crate::cgroup::CgroupPlan;
 use crate::error::{Error, Result};
 use crate::host::Host;
@@ -98,25 +98,35 @@ pub fn build(loaded: &Loaded, host: &Host, asked: &Asked) -> Result<Plan> {
     )?);
     degradations.extend(lost::plan(linux, host, asked, level)?);
     check_privilege(linux, host)?;
+    if sandbox::is_all(&asked.without) {
+        let loaded = &Loaded {
+            spec: sandbox::specification(spec, &loaded.rootfs, host.euid)?,
+            ..loaded.clone()
+        };
+        let mut plan = planned(loaded, host, asked, level, (degradations, Some(linux)))?;
+        sandbox::settle(&mut plan, process.user().uid());
+        return Ok(plan);
+    }
     if unmapped::is_lost(&asked.without) {
         let loaded = &Loaded {
             spec: unmapped::specification(spec)?,
             ..loaded.clone()
         };
-        let mut plan = planned(loaded, host, asked, level, degradations)?;
+        let mut plan = planned(loaded, host, asked, level, (degradations, None))?;
         unmapped::known_as(&mut plan, process.user().uid());
         return Ok(plan);
     }
-    planned(loaded, host, asked, level, degradations)
+    planned(loaded, host, asked, level, (degradations, None))
 }
 
-/// Plans what is left of the specification after what births have shown not to be there.
+/// Plans what is left of the specification after what births have shown not to be there; in a process
+/// sandbox with what was asked for before.
 fn planned(
     loaded: &Loaded,
     host: &Host,
     asked: &Asked,
     level: Level,
-    mut degradations: Vec<Degradation>,
+    (mut degradations, sandboxed): (Vec<Degradation>, Option<&Linux>),
 ) -> Result<Plan> {
     let spec = &loaded.spec;
     let linux = linux_of(spec)?;
@@ -142,17 +152,18 @@ fn planned(
         profile: !rows.contains(&Feature::Apparmor),
         rules: !rows.contains(&Feature::DeviceRules),
     };
-    let confinement = confine::plan(&rows, spec, linux, host.landlock)?;
+    let confinement = confine::plan(&rows, spec, sandboxed.unwrap_or(linux), host.landlock)?;
     let hooks = Stages::of(spec);
     let mut steps = begin(&context, process)?;
-    steps.extend(mounts::root(&context)?);
+    steps.extend(match sandboxed {
+        Some(_) => sandbox::root(),
+        None => mounts::root(&context)?,
+    });
     steps.extend(around_hooks(&hooks));
-    steps.extend(mounts::finish(
-        &context,
-        process,
-        &steps,
-        confinement.as_ref(),
-    ));
+    steps.extend(match sandboxed {
+        Some(_) => sandbox::finish(process, context.profile),
+        None => mounts::finish(&context, process, &steps, confinement.as_ref()),
+    });
     steps.extend(to_the_program(
         asked.listen_fds + asked.preserve_fds,
         (linux, process),
@@ -182,6 +193,7 @@ fn planned(
         degradations,
         birth,
         shares_mounts: context.shares_mounts(),
+        sandbox: false,
         steps,
         process: Process {
             args: process.args().clone().unwrap_or_default(),

@@ -12,6 +12,7 @@ use oci_spec::runtime::{Linux, Spec};
 use serde::{Deserialize, Serialize};
 
 use super::degrade::Feature;
+use super::sandbox;
 use crate::error::Result;
 use crate::host::Caps;
 use crate::seccomp::Program;
@@ -71,6 +72,13 @@ pub struct Landlock {
     pub abi: u32,
     /// What is allowed; all else is denied.
     pub rules: Vec<Rule>,
+    /// Paths that nothing is allowed on, nor on what is below: rules for what they are in go to all else in
+    /// it. With one in /proc the directories of processes are left out as well, which come and go.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hidden: Vec<String>,
+    /// The paths are those of the host, and no mounts.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub of_host: bool,
     /// What ends at its border.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub scope: Vec<Scope>,
@@ -104,7 +112,7 @@ pub(super) struct Confinement {
 pub(super) fn least_abi(row: Feature) -> Option<u32> {
     match row {
         Feature::Apparmor | Feature::UsernsRoot | Feature::DeviceRules => Some(ABI_FILES),
-        Feature::Network => Some(ABI_SCOPES),
+        Feature::Network | Feature::UsernsUser => Some(ABI_SCOPES),
         _ => None,
     }
 }
@@ -155,17 +163,28 @@ pub(super) fn plan(
     if has(Feature::Network) {
         readonly.push("/proc/sys/net");
     }
+    let sandbox = has(Feature::UsernsUser);
     let mut scope = Vec::new();
-    if has(Feature::Network) {
+    if has(Feature::Network) || sandbox {
         scope.push(Scope::AbstractSockets);
     }
+    if sandbox {
+        // Without a pid namespace there are others' processes.
+        scope.push(Scope::Signals);
+    }
+    let (rules, hidden) = match sandbox {
+        true => sandbox::rules(spec)?,
+        false => (rules(spec, linux, nodes)?, Vec::new()),
+    };
     Ok(Some(Confinement {
         landlock: Landlock {
             abi: abi.min(NEWEST_ABI),
-            rules: rules(spec, linux, nodes)?,
+            rules,
+            hidden,
+            of_host: sandbox,
             scope,
         },
-        supplement: filter::supplement(&rows)?,
+        supplement: filter::supplement(&rows, linux)?,
         without_caps: rows.iter().fold(0, |all, row| all | power(*row)),
         readonly,
         masked,
@@ -201,7 +220,7 @@ fn power(row: Feature) -> u64 {
     match row {
         Feature::Network => 1 << Caps::NET_ADMIN | 1 << Caps::NET_RAW,
         Feature::DeviceRules => 1 << Caps::MKNOD,
-        Feature::UsernsRoot => u64::MAX,
+        Feature::UsernsRoot | Feature::UsernsUser => u64::MAX,
         _ => 0,
     }
 }
@@ -264,7 +283,8 @@ pub(super) fn describe(landlock: &Landlock) -> String {
         Scope::AbstractSockets => "no abstract sockets of others".to_string(),
         Scope::Signals => "no signals to others".to_string(),
     });
-    let all: Vec<String> = rules.chain(scope).collect();
+    let hidden = landlock.hidden.iter().map(|path| format!("not {path}"));
+    let all: Vec<String> = rules.chain(hidden).chain(scope).collect();
     format!("Landlock (ABI {}): {}", landlock.abi, all.join("; "))
 }
 

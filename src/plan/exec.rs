@@ -1,13 +1,15 @@
 //! The plan of a further process in a container that runs: exec.
 
-use oci_spec::runtime::{Process as SpecProcess, Spec};
+use std::path::Path;
+
+use oci_spec::runtime::{Linux, Process as SpecProcess, Spec};
 
 use super::build::{id_map, keyring, linux_of, namespaces, new_namespaces, pair};
 use super::confine;
 use super::degrade::{self, Facts, Feature};
 use super::program::to_the_program;
 use super::step::{Action, Birth, IdMap, Process, Step};
-use super::{Asked, LabelKind, Plan, labels, unmapped};
+use super::{Asked, LabelKind, Plan, labels, sandbox, unmapped};
 use crate::cgroup::{CgroupPlan, Mode};
 use crate::error::{Error, Kind, Result};
 use crate::host::Privilege;
@@ -67,11 +69,20 @@ pub fn exec(
         let uid = process.user().uid();
         let process = unmapped::process(linux, &process)?;
         let spec = unmapped::specification(spec)?;
-        let mut joined = planned(&spec, process, asked, privilege, landlock)?;
+        let mut joined = planned(&spec, process, asked, (privilege, landlock), None)?;
         unmapped::known_as(&mut joined.plan, uid);
         return Ok(joined);
     }
-    planned(spec, process, asked, privilege, landlock)
+    if sandbox::is_all(&asked.without) {
+        let uid = process.user().uid();
+        let process = sandbox::process(linux, &process, privilege.euid)?;
+        let new = sandbox::specification(spec, Path::new("/"), privilege.euid)?;
+        let given = (privilege, landlock);
+        let mut joined = planned(&new, process, asked, given, Some(linux))?;
+        sandbox::settle(&mut joined.plan, uid);
+        return Ok(joined);
+    }
+    planned(spec, process, asked, (privilege, landlock), None)
 }
 
 /// Plans a complete process in what is left of the container's specification.
@@ -79,8 +90,8 @@ fn planned(
     spec: &Spec,
     process: SpecProcess,
     asked: &Asked,
-    privilege: Privilege,
-    landlock: u32,
+    (privilege, landlock): (Privilege, u32),
+    sandboxed: Option<&Linux>,
 ) -> Result<Joined> {
     let linux = linux_of(spec)?;
     let seccomp = linux
@@ -95,7 +106,7 @@ fn planned(
         }
         rows.push(lost.feature);
     }
-    let confinement = confine::plan(&rows, spec, linux, landlock)?;
+    let confinement = confine::plan(&rows, spec, sandboxed.unwrap_or(linux), landlock)?;
     let profile = !rows.contains(&Feature::Apparmor);
     let mut steps: Vec<Step> = vec![Action::NewSession.into()];
     if !asked.no_new_keyring {
@@ -177,6 +188,7 @@ fn planned(
         degradations: Vec::new(),
         birth: Birth::default(),
         shares_mounts: false,
+        sandbox: false,
         steps,
         process: Process {
             args: process.args().clone().unwrap_or_default(),

@@ -36,6 +36,7 @@ pub(super) fn plan(
         let what = match lost.feature {
             Feature::Network => NETWORK,
             Feature::UsernsRoot => "a user namespace of its own",
+            Feature::UsernsUser => "namespaces and mounts of its own",
             _ => continue,
         };
         let field = match lost.feature {

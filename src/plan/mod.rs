@@ -16,6 +16,7 @@ mod net;
 mod print;
 mod program;
 mod rdt;
+mod sandbox;
 pub mod schedule;
 mod step;
 mod unmapped;
@@ -97,6 +98,9 @@ pub struct Plan {
     /// It has no mount namespace: its mounts are its caller's (docs/decisions/0010).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub shares_mounts: bool,
+    /// A process sandbox on the host's own `/`, without namespaces and mounts.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sandbox: bool,
     /// What the child does, in order.
     pub steps: Vec<Step>,
     /// What the child becomes.

@@ -114,6 +114,8 @@ static int attempt(const char *what, const char *with)
         return opened(with, O_WRONLY | O_CREAT);
     if (!strcmp(what, "truncate"))
         return truncate(with, 0);
+    if (!strcmp(what, "chmod"))
+        return chmod(with, 0600);
     if (!strcmp(what, "remove"))
         return unlink(with);
     if (!strcmp(what, "mknod"))
@@ -154,8 +156,10 @@ static int attempt(const char *what, const char *with)
         return setresuid(atoi(with), atoi(with), atoi(with));
     if (!strcmp(what, "chown"))
         return chown(with, 0, 0);
-    if (!strcmp(what, "shm"))
-        return shmget(IPC_PRIVATE, 4096, IPC_CREAT | 0600) < 0 ? -1 : 0;
+    if (!strcmp(what, "shm")) {
+        int id = shmget(IPC_PRIVATE, 4096, IPC_CREAT | 0600);
+        return id < 0 ? -1 : shmctl(id, IPC_RMID, NULL);
+    }
     if (!strcmp(what, "unshare"))
         return unshare(atoi(with));
     if (!strcmp(what, "clone3"))

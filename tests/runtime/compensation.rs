@@ -13,7 +13,7 @@ use crate::degrade::at;
 use crate::harness::{Bundle, Output, copy_program};
 
 /// The attacker, static; none without a C compiler.
-fn attacker() -> Option<&'static Path> {
+pub fn attacker() -> Option<&'static Path> {
     static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
     BUILT
         .get_or_init(|| {
@@ -50,7 +50,7 @@ fn bundle(caps: &[&str]) -> Option<Bundle> {
 }
 
 /// What came of each attempt: its errno, 0 where it could be done.
-fn results(out: &Output) -> BTreeMap<String, i32> {
+pub fn results(out: &Output) -> BTreeMap<String, i32> {
     let pair = |line: &str| {
         let (name, errno) = line.split_once(' ')?;
         Some((name.to_string(), errno.parse().ok()?))
@@ -82,7 +82,7 @@ fn attack_by_exec(bundle: &mut Bundle, level: &str, tries: &[&str]) -> BTreeMap<
 }
 
 /// Fails unless every one of these was refused, and refused for want of permission.
-fn all_refused(found: &BTreeMap<String, i32>, tries: &[&str]) {
+pub fn all_refused(found: &BTreeMap<String, i32>, tries: &[&str]) {
     assert_eq!(found.len(), tries.len(), "each try once: {found:?}");
     for (name, errno) in found {
         let denied = [libc::EPERM, libc::EACCES, libc::EROFS, libc::ENOSYS];
@@ -91,13 +91,13 @@ fn all_refused(found: &BTreeMap<String, i32>, tries: &[&str]) {
 }
 
 /// Fails unless all of these could be done: otherwise the attempts prove nothing.
-fn all_done(found: &BTreeMap<String, i32>, tries: &[&str]) {
+pub fn all_done(found: &BTreeMap<String, i32>, tries: &[&str]) {
     assert_eq!(found.len(), tries.len(), "each try once: {found:?}");
     assert!(found.values().all(|errno| *errno == 0), "{found:?}");
 }
 
 /// What the report says of one row.
-fn told(bundle: &mut Bundle, level: &str, row: &str) -> Value {
+pub fn told(bundle: &mut Bundle, level: &str, row: &str) -> Value {
     bundle.args(&["sleep", "1000"]).write();
     let dir = bundle.bundle_dir();
     let dir = dir.to_str().unwrap();
@@ -279,7 +279,7 @@ fn no_network(bundle: &mut Bundle) {
 }
 
 /// An abstract socket of the host that is listened on.
-fn abstract_socket(bundle: &Bundle) -> (std::os::unix::net::UnixListener, String) {
+pub fn abstract_socket(bundle: &Bundle) -> (std::os::unix::net::UnixListener, String) {
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::{SocketAddr, UnixListener};
     let name = format!("{}socket", bundle.id);
@@ -391,13 +391,21 @@ fn without_a_network_namespace_not_everything_can_be_had() {
 /// Filters around the runtime by which no user namespace can be had, as where user.max_user_namespaces is
 /// reached: clone3 hides its flags, so that it is not there at all, and clone is refused with just those of
 /// this bundle.
-fn no_user_namespace(bundle: &mut Bundle) {
+pub fn no_user_namespace_before(bundle: &mut Bundle) {
     let deny = crate::denied::deny().unwrap().to_str().unwrap().to_string();
     let kinds = libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWPID;
     let flags = kinds | libc::CLONE_PIDFD | libc::SIGCHLD;
     let no_clone3 = [deny.clone(), libc::ENOSYS.to_string(), "435".into()];
     let no_userns = [deny, libc::ENOSPC.to_string(), format!("56@0={flags}")];
-    bundle.prefix = no_clone3.into_iter().chain(no_userns).collect();
+    let filters = no_clone3.into_iter().chain(no_userns);
+    // The filters' program searches no PATH.
+    let filters = filters.chain(["/usr/bin/env".to_string()]);
+    bundle.prefix = filters.chain(bundle.prefix.drain(..)).collect();
+}
+
+fn no_user_namespace(bundle: &mut Bundle) {
+    bundle.prefix.clear();
+    no_user_namespace_before(bundle);
 }
 
 /// A bundle in a user namespace, with the attacker and all that root has there.

@@ -59,6 +59,7 @@ mod rootfs;
 mod rootless;
 mod safety;
 mod safety_proc;
+mod sandbox;
 mod scheduling;
 mod seccomp;
 mod seccomp_notify;

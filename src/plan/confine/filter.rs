@@ -1,13 +1,14 @@
 //! The supplementary system call filter: what it refuses for which loss.
 
 use oci_spec::runtime::{
-    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder,
-    LinuxSeccompOperator, LinuxSyscall,
+    Arch, Linux, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg,
+    LinuxSeccompArgBuilder, LinuxSeccompOperator, LinuxSyscall,
 };
 
 use super::Supplement;
 use crate::error::{Error, Kind, Result};
 use crate::plan::degrade::Feature;
+use crate::plan::sandbox;
 
 /// One thing that is refused.
 struct Refusal {
@@ -187,6 +188,143 @@ const IO_URING: Refusal = Refusal {
     errno: libc::ENOSYS,
 };
 
+/// What reaches out of a process sandbox, where Landlock does not look: other processes, keys, a terminal's
+/// input, and everything about files but their contents and names, which is part of a read-only root.
+const SANDBOX: [Refusal; 6] = [
+    Refusal {
+        what: "tracing",
+        calls: &[
+            "kcmp",
+            "pidfd_getfd",
+            "process_madvise",
+            "process_mrelease",
+            "process_vm_readv",
+            "process_vm_writev",
+            "ptrace",
+        ],
+        when: &[],
+        errno: libc::EPERM,
+    },
+    Refusal {
+        what: "keys",
+        calls: &["add_key", "keyctl", "request_key"],
+        when: &[],
+        errno: libc::EPERM,
+    },
+    Refusal {
+        what: "changes of mode, owner, times and attributes",
+        calls: &[
+            "chmod",
+            "chown",
+            "chown32",
+            "fchmod",
+            "fchmodat",
+            "fchmodat2",
+            "fchown",
+            "fchown32",
+            "fchownat",
+            "file_setattr",
+            "fremovexattr",
+            "fsetxattr",
+            "futimesat",
+            "lchown",
+            "lchown32",
+            "lremovexattr",
+            "lsetxattr",
+            "removexattr",
+            "removexattrat",
+            "setxattr",
+            "setxattrat",
+            "utime",
+            "utimensat",
+            "utimensat_time64",
+            "utimes",
+        ],
+        when: &[],
+        errno: libc::EPERM,
+    },
+    Refusal {
+        what: "ioctl but on terminals and descriptors, and terminals' input",
+        calls: &["ioctl"],
+        // File systems have many that change things and are no writing for Landlock: only 0x5400 to 0x547f
+        // pass, without TIOCSTI and TIOCLINUX. The kernel takes the lower half.
+        when: &[
+            When {
+                index: 1,
+                op: LinuxSeccompOperator::ScmpCmpGe,
+                value: 0x5480,
+                two: None,
+            },
+            When {
+                index: 1,
+                op: LinuxSeccompOperator::ScmpCmpLt,
+                value: 0x5400,
+                two: None,
+            },
+            masked(1, 0xffff_ffff, 0x5412),
+            masked(1, 0xffff_ffff, 0x541c),
+        ],
+        errno: libc::EPERM,
+    },
+    Refusal {
+        what: "limits of other processes",
+        calls: &["prlimit64"],
+        when: &[When {
+            index: 0,
+            op: LinuxSeccompOperator::ScmpCmpGe,
+            value: 1,
+            two: None,
+        }],
+        errno: libc::EPERM,
+    },
+    Refusal {
+        what: "socketcall",
+        calls: &["socketcall"],
+        when: &[],
+        errno: libc::EPERM,
+    },
+];
+
+/// What an IPC namespace would keep apart.
+const IPC: Refusal = Refusal {
+    what: "System V IPC and message queues",
+    calls: &[
+        "ipc",
+        "mq_open",
+        "mq_unlink",
+        "msgctl",
+        "msgget",
+        "msgrcv",
+        "msgsnd",
+        "semctl",
+        "semget",
+        "semop",
+        "semtimedop",
+        "semtimedop_time64",
+        "shmat",
+        "shmctl",
+        "shmget",
+    ],
+    when: &[],
+    errno: libc::EPERM,
+};
+
+/// All sockets, where a network namespace is asked for; pairs of them still are to be had.
+const SOCKETS: Refusal = Refusal {
+    what: "sockets",
+    calls: &["socket"],
+    when: &[],
+    errno: libc::EPERM,
+};
+
+/// Sockets with a path, by which services of the user are asked to do what the sandbox may not.
+const UNIX: [Refusal; 1] = [Refusal {
+    what: "UNIX sockets",
+    calls: &["socket"],
+    when: &[masked(0, 0xffff_ffff, libc::AF_UNIX as u64)],
+    errno: libc::EPERM,
+}];
+
 /// IP's raw sockets: two conditions that both have to hold.
 const RAW_IP: [[When; 2]; 2] = [
     [
@@ -203,10 +341,21 @@ const RAW_IP: [[When; 2]; 2] = [
 ///
 /// # Errors
 /// None that is known: the filter is made of constants.
-pub(super) fn supplement(rows: &[Feature]) -> Result<Supplement> {
+pub(super) fn supplement(rows: &[Feature], linux: &Linux) -> Result<Supplement> {
     let mut refusals: Vec<&Refusal> = vec![&MOUNTS, &KERNEL];
     if rows.contains(&Feature::UsernsRoot) {
         refusals.extend(NAMESPACES.iter().chain([&SURFACE, &IO_URING]));
+    }
+    if rows.contains(&Feature::UsernsUser) {
+        refusals.extend(NAMESPACES.iter().chain([&SURFACE, &IO_URING]));
+        refusals.extend(&SANDBOX);
+        if sandbox::asks(linux, LinuxNamespaceType::Ipc) {
+            refusals.push(&IPC);
+        }
+        match sandbox::asks(linux, LinuxNamespaceType::Network) {
+            true => refusals.push(&SOCKETS),
+            false => refusals.extend(&UNIX),
+        }
     }
     let network = rows.contains(&Feature::Network);
     if network {

@@ -103,8 +103,12 @@ fn verdict(program: &[Insn], call: i64, args: [u64; 2]) -> u32 {
 fn the_filter_refuses_what_it_says() {
     let errno = |errno: i32| libc::SECCOMP_RET_ERRNO | errno as u32;
     let allow = libc::SECCOMP_RET_ALLOW;
-    let network = filter::supplement(&[Feature::Network]).unwrap().program;
-    let apparmor = filter::supplement(&[Feature::Apparmor]).unwrap().program;
+    let network = filter::supplement(&[Feature::Network], &Linux::default())
+        .unwrap()
+        .program;
+    let apparmor = filter::supplement(&[Feature::Apparmor], &Linux::default())
+        .unwrap()
+        .program;
     let socket = |family: i32, kind: i32| {
         let args = [family as u64, (kind | libc::SOCK_CLOEXEC) as u64];
         verdict(&network.instructions, libc::SYS_socket, args)
@@ -142,5 +146,55 @@ fn the_filter_refuses_what_it_says() {
             assert_eq!(program.listener_path, None);
             assert!(program.unknown.is_empty(), "{:?}", program.unknown);
         }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_filter_of_the_sandbox() {
+    let refused = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    let allow = libc::SECCOMP_RET_ALLOW;
+    let linux = |kinds: &[&str]| -> Linux {
+        let listed: Vec<_> = kinds
+            .iter()
+            .map(|kind| serde_json::json!({"type": kind}))
+            .collect();
+        serde_json::from_value(serde_json::json!({"namespaces": listed})).unwrap()
+    };
+    let filter = |kinds: &[&str]| {
+        let program = filter::supplement(&[Feature::UsernsUser], &linux(kinds)).unwrap();
+        program.program.instructions
+    };
+    let (all, none) = (filter(&["network", "ipc"]), filter(&[]));
+    for (call, args, said) in [
+        (libc::SYS_ioctl, [0, 0x5401], allow),
+        (libc::SYS_ioctl, [0, 0x541b], allow),
+        (libc::SYS_ioctl, [0, 0x5412], refused),
+        (libc::SYS_ioctl, [0, 0x1_0000_5412], refused),
+        (libc::SYS_ioctl, [0, 0x9409], refused),
+        (libc::SYS_ioctl, [0, 0x40], refused),
+        (libc::SYS_ioctl, [0, 0x4008_6602], refused),
+        (libc::SYS_prlimit64, [0, 7], allow),
+        (libc::SYS_prlimit64, [5, 7], refused),
+        (libc::SYS_ptrace, [0, 0], refused),
+        (libc::SYS_fchmod, [0, 0], refused),
+        (libc::SYS_utimensat, [0, 0], refused),
+        (libc::SYS_keyctl, [0, 0], refused),
+        (libc::SYS_unshare, [libc::CLONE_NEWUSER as u64, 0], refused),
+        (libc::SYS_socketpair, [1, 1], allow),
+        (libc::SYS_socket, [libc::AF_UNIX as u64, 1], refused),
+        (libc::SYS_seccomp, [1, 0], allow),
+    ] {
+        for program in [&all, &none] {
+            assert_eq!(verdict(program, call, args), said, "{call} {args:x?}");
+        }
+    }
+    for (call, args) in [
+        (libc::SYS_socket, [libc::AF_INET as u64, 1]),
+        (libc::SYS_shmget, [0, 0]),
+        (libc::SYS_mq_open, [0, 0]),
+    ] {
+        assert_eq!(verdict(&all, call, args), refused, "{call}");
+        assert_eq!(verdict(&none, call, args), allow, "{call}");
     }
 }

@@ -318,7 +318,15 @@ pub const TABLE: &[Row] = &[
         on: NO_USERNS,
         fallback: "a process sandbox, only for bundles whose root is /",
         level: Some(Level::Any),
-        compensation: Missing("Landlock and a system call filter around the process"),
+        compensation: By(
+            "Landlock (from ABI 6 on): / is only read, bind mounts of a path onto itself say what may be \
+             changed, masked paths and those of new file systems are out of reach, as are signals to and \
+             abstract sockets of others; no_new_privs; a system call filter refuses tracing, keys, changes \
+             of mode, owner and times, user namespaces, what an IPC or network namespace was to keep apart, \
+             UNIX sockets, io_uring, and changes of the kernel. The price: no namespaces, host name, \
+             terminal or devices of its own, directories on the way to what is out of reach cannot be \
+             listed, processes in /proc are not seen, and executed processes cannot signal each other",
+        ),
         remedy: "allow user namespaces: user.max_user_namespaces, kernel.unprivileged_userns_clone, \
                  kernel.apparmor_restrict_unprivileged_userns",
         birth: |stage, facts, _| {
