@@ -7,6 +7,7 @@
 //!    -> cli      parse, nothing else
 //!    -> spec     load, check: an OCI Spec that is known to be valid, or an error naming the field
 //!    -> policy   how much may be lost on this host: config.toml, flag, environment, annotation
+//!    -> channel  which tensor channels it may join: annotations and the administrator's rules
 //!    -> plan     pure: (Spec, Host, Request) -> Plan { steps, degradations }   no system calls
 //!    -> engine   execute the plan: parent part, child part, one sync channel; a step carries the
 //!                alternatives that the policy allows
@@ -16,6 +17,8 @@
 
 #[forbid(unsafe_code)]
 pub mod cgroup;
+#[forbid(unsafe_code)]
+pub mod channel;
 #[forbid(unsafe_code)]
 pub mod cli;
 #[forbid(unsafe_code)]

@@ -36,6 +36,21 @@ fn json_files(dir: &Path) -> Vec<(String, Vec<u8>)> {
     files
 }
 
+/// A captured host, with a rule of the administrator's for the channels that specifications ask for.
+fn host(text: &[u8]) -> isorun::error::Result<Host> {
+    let mut host = Host::parse(text)?;
+    let facts = serde_json::json!({
+        "root": "/run/isorun/channels", "uid": host.euid, "gid": host.euid, "rootless": host.euid != 0,
+        "rules": [{
+            "name": "team", "channels": ["weights", "kv", "w"], "access": "rw", "size": "1g",
+            "file": "/etc/isorun/channels.d/10-team.toml"
+        }],
+        "made": {"weights": {"by": 0, "size": 1 << 30}}
+    });
+    host.channels = Some(serde_json::from_value(facts).unwrap());
+    Ok(host)
+}
+
 fn loaded(name: &str, text: &[u8]) -> Loaded {
     let (spec, mut ignored) = parse::parse(text).unwrap_or_else(|e| panic!("{name}: {e}"));
     ignored.extend(check(&spec).unwrap_or_else(|e| panic!("{name}: {e}")));
@@ -64,7 +79,7 @@ fn plans_are_as_the_files_say() {
     let update = std::env::var_os("ISORUN_UPDATE_GOLDEN").is_some();
     let mut wrong = Vec::new();
     for (host_name, host) in json_files(&tests().join("fixtures/hosts")) {
-        let host = Host::parse(&host).unwrap_or_else(|e| panic!("{host_name}: {e}"));
+        let host = self::host(&host).unwrap_or_else(|e| panic!("{host_name}: {e}"));
         for (spec_name, text) in json_files(&tests().join("fixtures/specs")) {
             let asked = Asked {
                 id: "golden".into(),
@@ -96,7 +111,7 @@ fn what_each_level_allows_is_as_the_files_say() {
     let update = std::env::var_os("ISORUN_UPDATE_GOLDEN").is_some();
     let mut wrong = Vec::new();
     for (host_name, text) in json_files(&tests().join("fixtures/hosts")) {
-        let host: Host = serde_json::from_slice(&text).unwrap();
+        let host = self::host(&text).unwrap();
         let nested = Host {
             euid: 0,
             user_namespace: true,
@@ -223,7 +238,7 @@ fn what_makes_up_for_a_loss_is_as_the_files_say() {
 #[test]
 fn what_protects_is_never_left_out() {
     for (host_name, text) in json_files(&tests().join("fixtures/hosts")) {
-        let host: Host = serde_json::from_slice(&text).unwrap();
+        let host = self::host(&text).unwrap();
         for (name, text) in json_files(&tests().join("fixtures/specs")) {
             for level in Level::ALL {
                 let asked = Asked {
@@ -264,7 +279,7 @@ fn what_protects_is_never_left_out() {
 #[test]
 fn a_plan_survives_json() {
     let (_, host) = &json_files(&tests().join("fixtures/hosts"))[0];
-    let host = Host::parse(host).unwrap();
+    let host = self::host(host).unwrap();
     for (name, text) in json_files(&tests().join("fixtures/specs")) {
         let plan = plan::build(&loaded(&name, &text), &host, &Asked::default()).unwrap();
         let text = serde_json::to_string(&plan).unwrap();
@@ -275,7 +290,7 @@ fn a_plan_survives_json() {
 #[test]
 fn order_is_what_security_needs() {
     let (_, host) = &json_files(&tests().join("fixtures/hosts"))[0];
-    let host = Host::parse(host).unwrap();
+    let host = self::host(host).unwrap();
     for (name, text) in json_files(&tests().join("fixtures/specs")) {
         let loaded = loaded(&name, &text);
         let plan = plan::build(&loaded, &host, &Asked::default()).unwrap();
@@ -322,7 +337,7 @@ fn order_is_what_security_needs() {
 fn labels_are_where_they_must_be() {
     let hosts = json_files(&tests().join("fixtures/hosts"));
     for (host_name, text) in &hosts {
-        let mut host = Host::parse(text).unwrap();
+        let mut host = self::host(text).unwrap();
         // Its configuration has no user namespace, which only root may do without.
         host.euid = 0;
         host.lsm = isorun::host::Lsm {

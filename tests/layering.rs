@@ -1,5 +1,5 @@
 //! The layers of src/, kept by a test: from the top cli, engine, plan, then spec, host, state,
-//! cgroup, seccomp, install and doctor, policy side by side, then sys; error, log, exit and time are
+//! cgroup, seccomp, install and doctor, policy, channel side by side, then sys; error, log, exit and time are
 //! below all. Nothing imports
 //! upwards or sideways into a higher layer, and unsafe code is in src/sys alone.
 
@@ -13,7 +13,8 @@ fn height(module: &str) -> Option<u32> {
     Some(match module {
         "error" | "log" | "exit" | "time" => 0,
         "sys" => 1,
-        "spec" | "host" | "state" | "cgroup" | "seccomp" | "install" | "doctor" | "policy" => 2,
+        "spec" | "host" | "state" | "cgroup" | "seccomp" | "install" | "doctor" | "policy"
+        | "channel" => 2,
         "plan" => 3,
         "engine" => 4,
         "cli" => 5,

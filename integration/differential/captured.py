@@ -42,6 +42,8 @@ def adapted(path, view):
         taken.append(f"{limit['type']} above what may be set here")
     if config.pop("hooks", None):
         taken.append("hooks: programs of that machine")
+    if channels := config.get("annotations", {}).pop("io.isorun.channels", None):
+        taken.append(f"channels {channels}: isorun's alone, and this host's administrator has no rule for them")
     terminal = {}
     if process.get("terminal"):
         terminal = {"command": "/work/probe pty 25 80 $RUN run --bundle $B $ID"}

@@ -3,6 +3,7 @@
 //! Flags, output and exit codes follow runc, because engines call isorun in its place. A command's
 //! file has `command()`, what it takes, and `run()`, which asks the layers below and prints.
 
+mod channel;
 mod create;
 mod delete;
 mod demo;
@@ -67,6 +68,7 @@ const COMMANDS: &[Entry] = &[
     pause::RESUME,
     spec::ENTRY,
     features::ENTRY,
+    channel::ENTRY,
     plan::ENTRY,
     doctor::ENTRY,
     install::ENTRY,

@@ -40,6 +40,7 @@ impl Machine {
             systemd: None,
             lsm: crate::host::Lsm::default(),
             landlock: 0,
+            channels: None,
             probed: None,
         };
         let facts = Facts {

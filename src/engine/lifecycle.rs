@@ -367,6 +367,7 @@ fn delete_locked(dir: Dir, id: &str, force: bool) -> Result<()> {
     if let Some(groups) = &record.resctrl {
         super::rdt::remove(groups)?;
     }
+    super::channels::leave_all(&record, &dir)?;
     // Removed before the hooks run, as by runc: one that deletes the container, too, or makes the next
     // one of the same id, does not wait for the lock that is held here for its own end.
     dir.remove()?;

@@ -15,13 +15,13 @@ use super::net_devices::Moving;
 use super::relay::Relay;
 use super::sync::{End, FromChild};
 use super::terminal::{Destination, Receiver};
-use super::{Request, lifecycle, pid_file, rdt, shared_mounts};
+use super::{Request, channels, lifecycle, pid_file, rdt, shared_mounts};
 use crate::cgroup::{Cgroup, Placed};
 use crate::error::{Error, Kind, Result};
 use crate::log;
 use crate::plan::degrade::{self, Stage};
 use crate::plan::{Asked, Degradation, Feature, Plan};
-use crate::state::{Dir, Mounted, Phase, Record, Resctrl, start_time};
+use crate::state::{Channels, Dir, Mounted, Phase, Record, Resctrl, start_time};
 use crate::sys::clone::single_threaded;
 use crate::sys::process;
 
@@ -115,6 +115,7 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
             pidfd_socket,
             net_devices: None,
             resctrl: None,
+            joined: None,
         };
         let failed = match making.all(request, &dir, &loaded.text, &mode) {
             Ok((pid, start)) => {
@@ -127,7 +128,7 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
             }
             Err(error) => error,
         };
-        making.undo();
+        making.undo(&dir);
         if let Err(second) = dir.remove() {
             log::warning(&format!("after a failure: {second}"));
         }
@@ -240,6 +241,8 @@ pub(super) struct Making<'a> {
     net_devices: Option<Moving>,
     /// Its groups of resctrl.
     resctrl: Option<Resctrl>,
+    /// Its tensor channels.
+    joined: Option<Channels>,
 }
 
 impl Making<'_> {
@@ -268,8 +271,12 @@ impl Making<'_> {
         };
         let (detached, mounted) = detached.unzip();
         record.mounted = mounted;
+        record.channels = channels::recorded(plan);
         dir.save(&record)?;
         dir.keep_origin()?;
+        // Before the clone, whose copy of the mounts has them then.
+        self.joined.clone_from(&record.channels);
+        let lost = channels::join(plan, dir)?;
         // Opened before anything is made: most wrong paths end here.
         let joins = namespaces::open(plan)?;
         let rdt = plan.rdt.as_ref().map(rdt::prepare).transpose()?;
@@ -300,7 +307,7 @@ impl Making<'_> {
         // What comes now is seen by others, if only in systemd, resctrl, or at the end of a socket.
         self.stage = None;
         self.seen = plan.cgroup.scope.is_some() || rdt.is_some() || self.pidfd_socket.is_some();
-        for lost in &plan.degradations {
+        for lost in plan.degradations.iter().chain(&lost) {
             report(lost, &mut record)?;
         }
         if let (Some(receiver), Some((_, pidfd))) = (self.pidfd_socket.take(), &self.child) {
@@ -344,11 +351,12 @@ impl Making<'_> {
                 Some(FromChild::Degraded(degradation)) => report(&degradation, record)?,
                 Some(FromChild::Source { step, plain }) => {
                     let namespaces = fds.unwrap_or_default();
-                    self.answer(&super::sources::provide(
-                        self.plan,
-                        (step, plain),
-                        &namespaces,
-                    )?)?;
+                    let asked = (step, plain);
+                    let (opened, lost) = super::sources::provide(self.plan, asked, &namespaces)?;
+                    if let Some(lost) = lost {
+                        report(&lost, record)?;
+                    }
+                    self.answer(&opened)?;
                 }
                 Some(FromChild::Terminal) => {
                     self.seen = true;
@@ -488,7 +496,7 @@ impl Making<'_> {
     }
 
     /// Takes back what was made. What fails here is told, but does not hide the first failure.
-    fn undo(&mut self) {
+    fn undo(&mut self, dir: &Dir) {
         if let Some((pid, _)) = self.child.take() {
             // By its number, which works everywhere: it is this process's own and not reaped yet.
             let _ = process::kill(pid.as_raw(), libc::SIGKILL);
@@ -500,6 +508,10 @@ impl Making<'_> {
         }
         if let Some(groups) = self.resctrl.take() {
             rdt::remove(&groups)
+                .unwrap_or_else(|error| log::warning(&format!("after a failure: {error}")));
+        }
+        if let Some(joined) = self.joined.take() {
+            channels::leave(Some(&joined), dir.id(), dir.path())
                 .unwrap_or_else(|error| log::warning(&format!("after a failure: {error}")));
         }
         // Their namespace is still there: it has a socket open in it.

@@ -11,6 +11,7 @@ pub mod sync;
 
 mod birth;
 mod cgroup_mount;
+mod channels;
 mod confine;
 mod copyup;
 mod devices;
@@ -113,7 +114,9 @@ pub fn plan(bundle: &std::path::Path, asked: &Asked) -> Result<(Loaded, Plan)> {
 /// The same with the host that it was planned for.
 fn plan_on(bundle: &std::path::Path, asked: &Asked) -> Result<(Loaded, Host, Plan)> {
     let loaded = crate::spec::load(bundle)?;
-    let mut host = Host::detect(loaded.spec.linux().as_ref())?.with_lsm(&loaded.spec);
+    let mut host = Host::detect(loaded.spec.linux().as_ref())?
+        .with_lsm(&loaded.spec)
+        .with_channels(&loaded.spec)?;
     if asked.degrade == Level::Any && !host.cgroups.rule_devices() {
         host = host.with_landlock();
     }

@@ -19,7 +19,9 @@ use nix::unistd::Pid;
 
 use super::mounts::{denied, open_source};
 use crate::error::{Error, Result};
-use crate::plan::{Action, IdMap, IdMapping, Mount, MountKind, Plan};
+use crate::plan::{
+    Action, Degradation, Feature, IdMap, IdMapping, Mount, MountKind, Otherwise, Plan,
+};
 use crate::sys::clone::{Born, clone_old, clone3};
 use crate::sys::mount::{mount_idmap, mount_setattr};
 use crate::sys::process;
@@ -41,7 +43,8 @@ pub fn namespaces() -> Result<[OwnedFd; 2]> {
 
 /// The parent's answer for step `number` of the plan: the source as a detached tree, or itself where
 /// the child needs it `plain` for mount(2); for the root file system also the directory that it goes on
-/// (that alone, where there are no detached trees), and as `plain` the mount that was made of it.
+/// (that alone, where there are no detached trees), and as `plain` the mount that was made of it. With it
+/// comes what was lost on the way.
 ///
 /// # Errors
 /// A sentence with the entry's field, the source and the errno.
@@ -49,6 +52,33 @@ pub fn provide(
     plan: &Plan,
     (number, plain): (usize, bool),
     from_child: &[OwnedFd],
+) -> Result<(Vec<OwnedFd>, Option<Degradation>)> {
+    let failed = match opened(plan, (number, plain), from_child, true) {
+        Ok(opened) => return Ok((opened, None)),
+        Err(error) => error,
+    };
+    // Only here, where the maps are set, can be gone on without them.
+    let errno = failed.errno().map_or(0, |errno| errno as i32);
+    let ways = plan
+        .steps
+        .get(number)
+        .map_or(&[][..], |step| &step.otherwise);
+    let about = |way: &&Otherwise| way.row == Feature::ChannelIdmap && way.on.contains(&errno);
+    match ways.iter().find(about) {
+        Some(way) => {
+            let opened = opened(plan, (number, plain), from_child, false)?;
+            Ok((opened, Some(way.taken(&failed, None))))
+        }
+        None => Err(failed),
+    }
+}
+
+/// The same, where `mapped` is false without the owners that the mount asks for.
+fn opened(
+    plan: &Plan,
+    (number, plain): (usize, bool),
+    from_child: &[OwnedFd],
+    mapped: bool,
 ) -> Result<Vec<OwnedFd>> {
     let [mounts, users] = from_child else {
         return Err(Error::os(
@@ -81,7 +111,7 @@ pub fn provide(
             }
             MountKind::Bind { source, recursive } => {
                 let tree = tree(mount, source, *recursive, mounts)?;
-                if let Some(mapping) = &mount.idmap {
+                if let Some(mapping) = mount.idmap.as_ref().filter(|_| mapped) {
                     map_owners(mount, source, mapping, &tree, users)?;
                 }
                 Ok(vec![tree])

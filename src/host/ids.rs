@@ -101,6 +101,22 @@ impl IdMap {
         };
         text.lines().filter_map(line).collect()
     }
+
+    /// What `id` is outside of the user namespace with this map; without a line for it, or with an empty
+    /// map (the initial user namespace), the same.
+    pub fn outside(map: &[Self], id: u32) -> u32 {
+        let line = map.iter().find(|line| {
+            id.checked_sub(line.inside)
+                .is_some_and(|at| at < line.count)
+        });
+        line.map_or(id, |line| line.outside.wrapping_add(id - line.inside))
+    }
+
+    /// This process's effective user id as it is outside of its user namespace.
+    pub fn own_uid_outside() -> u32 {
+        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        Self::outside(&Self::parse(&map), nix::unistd::geteuid().as_raw())
+    }
 }
 
 #[cfg(test)]

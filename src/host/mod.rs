@@ -16,6 +16,7 @@ pub use lsm::Lsm;
 pub use probed::{Answer, Outcome, Probed, Restriction, Sandboxing};
 
 use crate::cgroup::{self, Hierarchies, Systemd};
+use crate::channel::{self, Place};
 use crate::error::{Error, Kind, Result};
 
 /// The form of a captured [`Host`]: it grows when a reader of the old form would misread the new one.
@@ -67,6 +68,9 @@ pub struct Host {
     /// lacks it, or nobody has asked.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub landlock: u32,
+    /// Rules and channels, where config.json asks for some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channels: Option<Box<channel::Facts>>,
     /// What `isorun doctor` found out by trying; nothing else does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probed: Option<Box<Probed>>,
@@ -100,6 +104,7 @@ impl Host {
             systemd: None,
             lsm: Lsm::default(),
             landlock: 0,
+            channels: None,
             probed: None,
         })
     }
@@ -135,6 +140,28 @@ impl Host {
     pub fn with_systemd(mut self, rootless: Option<bool>) -> Result<Self> {
         let user = rootless.unwrap_or(!self.is_real_root());
         self.systemd = Some(Systemd::detect(user)?);
+        Ok(self)
+    }
+
+    /// The same with what decides about the tensor channels that `spec` asks for, if it does.
+    ///
+    /// # Errors
+    /// An annotation that cannot be meant; rules and metadata that cannot be read.
+    pub fn with_channels(mut self, spec: &oci_spec::runtime::Spec) -> Result<Self> {
+        let Some(annotations) = spec.annotations() else {
+            return Ok(self);
+        };
+        if let Some(request) = channel::request(annotations.iter())?
+            && !request.channels.is_empty()
+        {
+            let place = Place::of_user(|| self.user_namespace);
+            let outside = |map: &[IdMap], id| IdMap::outside(map, id);
+            let caller = (
+                outside(&self.uid_map, self.euid),
+                outside(&self.gid_map, nix::unistd::getegid().as_raw()),
+            );
+            self.channels = Some(Box::new(channel::Facts::gather(&place, caller, &request)?));
+        }
         Ok(self)
     }
 

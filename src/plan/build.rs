@@ -7,6 +7,7 @@ use oci_spec::runtime::{
     Hook, Linux, LinuxIdMapping, LinuxNamespaceType, LinuxTimeOffset, Process as SpecProcess, Spec,
 };
 
+use super::channels::{self, Planned};
 use super::confine;
 use super::degrade::{self, Facts, Feature};
 use super::labels;
@@ -33,6 +34,7 @@ pub(super) struct Context<'a> {
     pub(super) host: &'a Host,
     pub(super) asked: &'a Asked,
     pub(super) cgroup: &'a CgroupPlan,
+    pub(super) channels: &'a Planned,
     /// CLONE_NEW* bits of all new namespaces, those of clone3 and those that come later.
     pub(super) namespaces: u64,
     /// CLONE_NEW* bits of the namespaces that are joined.
@@ -134,6 +136,8 @@ fn planned(
     let process = spec.process().as_ref().unwrap_or(&nothing);
     let (cgroup, unlimited) = limits::plan(spec, linux, host, asked, level)?;
     degradations.extend(unlimited);
+    let mut channels = channels::plan(spec, linux, host, level)?;
+    degradations.append(&mut channels.degradations);
     let seccomp = linux
         .seccomp()
         .as_ref()
@@ -147,6 +151,7 @@ fn planned(
         host,
         asked,
         cgroup: &cgroup,
+        channels: &channels,
         namespaces: new_namespaces(linux) & !lost::namespaces(&asked.without),
         joined: joins(linux).iter().fold(0, |all, join| all | join.flag),
         profile: !rows.contains(&Feature::Apparmor),
@@ -182,8 +187,11 @@ fn planned(
         &facts,
         level,
     );
+    let mut env = environment(process, asked.listen_fds);
+    channels::environment(channels.request.as_ref(), &mut env);
     Ok(Plan {
         rdt,
+        channels: channels.channels.clone(),
         oci_version: spec.version().clone(),
         id: asked.id.clone(),
         bundle: loaded.bundle.clone(),
@@ -197,7 +205,7 @@ fn planned(
         steps,
         process: Process {
             args: process.args().clone().unwrap_or_default(),
-            env: environment(process, asked.listen_fds),
+            env,
             cwd: process.cwd().to_string_lossy().into_owned(),
         },
         seccomp,

@@ -249,6 +249,7 @@ fn rules(spec: &Spec, linux: &Linux, nodes: bool) -> Result<Vec<Rule>> {
         let set = options.set | options.recursive_set;
         mounts.insert(target, set & attr::RDONLY == 0);
     }
+    mounts.extend(super::channels::targets(spec));
     let mut rules = vec![rule("/", &whole)];
     let writable = mounts.iter().filter(|(_, writable)| **writable);
     rules.extend(writable.map(|(target, _)| rule(target, &changed)));

@@ -168,6 +168,8 @@ fn planned(
         initial_cpus,
         final_cpus,
     };
+    let mut env = super::build::last_values(process.env().as_deref().unwrap_or_default());
+    super::channels::environment_of(spec, &mut env);
     let plan = Plan {
         oci_version: spec.version().clone(),
         id: asked.id.clone(),
@@ -184,6 +186,7 @@ fn planned(
             ignored: Vec::new(),
         },
         rdt: None,
+        channels: None,
         level,
         degradations: Vec::new(),
         birth: Birth::default(),
@@ -192,7 +195,7 @@ fn planned(
         steps,
         process: Process {
             args: process.args().clone().unwrap_or_default(),
-            env: super::build::last_values(process.env().as_deref().unwrap_or_default()),
+            env,
             cwd: process.cwd().to_string_lossy().into_owned(),
         },
         seccomp,

@@ -5,6 +5,7 @@
 //! files by the tests, and executed by the engine.
 
 mod build;
+mod channels;
 pub mod confine;
 pub mod degrade;
 mod exec;
@@ -27,6 +28,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use build::build;
+pub use channels::{Channels, without_tmpfs};
 pub use degrade::{Feature, Lost};
 pub use exec::{Join, Joined, exec};
 pub use labels::LabelKind;
@@ -87,6 +89,9 @@ pub struct Plan {
     /// The group of resctrl.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rdt: Option<Rdt>,
+    /// The tensor channels that it joins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channels: Option<Channels>,
     /// How much may be lost.
     #[serde(default)]
     pub level: Level,

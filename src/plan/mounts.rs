@@ -5,6 +5,7 @@ use std::path::Path;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Mount as SpecMount, Process as SpecProcess};
 
 use super::build::{Context, below, id_map};
+use super::channels;
 use super::confine::Confinement;
 use super::labels;
 use super::step::{Action, Device, IdMapping, Mount, MountKind, NodeAsked, Step};
@@ -77,7 +78,18 @@ pub(super) fn root(context: &Context<'_>) -> Result<Vec<Step>> {
         }
         .into(),
     );
+    let shm = channels::shm(context)?;
+    let mut shm_is_due = shm.is_some();
     for (index, mount) in context.spec.mounts().iter().flatten().enumerate() {
+        if let Some(shm) = &shm
+            && resolved(&mount.destination().to_string_lossy()) == shm.target
+        {
+            // In its place among the others: what is mounted below it comes later.
+            if std::mem::take(&mut shm_is_due) {
+                steps.push(Action::Mount(shm.clone()).into());
+            }
+            continue;
+        }
         let step = one(context, index, mount)?;
         let labelled = match &step.action {
             Action::Mount(mount) => labels::after_mount(context.linux, mount),
@@ -93,6 +105,11 @@ pub(super) fn root(context: &Context<'_>) -> Result<Vec<Step>> {
              /dev: the others have no devices then",
         ));
     }
+    if shm_is_due {
+        steps.extend(shm.map(|shm| Action::Mount(shm).into()));
+    }
+    // After those of config.json: /run is often one.
+    steps.extend(channels::mounts(context));
     if !host_dev(context) {
         steps.extend(devices(context)?);
         let links = DEV_LINKS.map(|(path, target)| (path.to_string(), target.to_string()));

@@ -71,6 +71,22 @@ fn write_plan(out: &mut String, plan: &Plan) -> std::fmt::Result {
     } else {
         "the child"
     };
+    for channel in plan.channels.iter().flat_map(|all| &all.join) {
+        let access = if channel.readonly { "ro" } else { "rw" };
+        let by = match &channel.rule {
+            Some(rule) => format!("rule {rule:?}"),
+            None => "its maker's".to_string(),
+        };
+        let size = match channel.size {
+            Some(size) => format!(", {size}"),
+            None => String::new(),
+        };
+        writeln!(
+            out,
+            "  channel    join {} {access}{size}, by {by}",
+            channel.key
+        )?;
+    }
     for join in &plan.birth.joins {
         let (kind, path) = (&join.kind, join.path.display());
         writeln!(out, "  join       {kind} namespace {path}, by {by}")?;

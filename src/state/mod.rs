@@ -6,6 +6,7 @@
 //!     state.json          0600  one Record, replaced by rename: a reader needs no lock
 //!     config.json         0600  the bundle's, as the container was made from it: for `exec`
 //!     exec.fifo                 made by `create`, removed by `start`: there = not started yet
+//!   channels/                   no container: tensor channels, see [`crate::channel`]
 //! ```
 //!
 //! Every command that changes a container holds the lock of its directory; every command that only
@@ -17,8 +18,8 @@ mod record;
 mod store;
 
 pub use process::{is_alive, is_ancestor, never_executed, start_time};
-pub use record::{Mounted, Phase, Record, Resctrl, Status};
-pub use store::{Dir, Entry, Store};
+pub use record::{Channels, Mounted, Phase, Record, Resctrl, Status};
+pub use store::{CHANNELS, CHANNELS_LOCK, Dir, Entry, Store, unprivileged};
 
 use crate::error::{Error, Kind, Result};
 

@@ -87,6 +87,18 @@ pub struct Resctrl {
     pub remove: Vec<PathBuf>,
 }
 
+/// The tensor channels that a container has joined.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Channels {
+    /// Where channels are.
+    pub root: PathBuf,
+    /// They are those of a user without privileges.
+    #[serde(default)]
+    pub rootless: bool,
+    /// Their keys.
+    pub keys: Vec<String>,
+}
+
 /// Everything that later commands need to know about a container; the contents of state.json.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -142,6 +154,9 @@ pub struct Record {
     /// The mounts that it has in the mount namespace of its caller, where it has none of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mounted: Option<Mounted>,
+    /// Its tensor channels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channels: Option<Channels>,
     /// How much it may do without.
     #[serde(default)]
     pub degrade: Level,
@@ -180,6 +195,7 @@ impl Record {
             no_new_keyring: false,
             no_process: false,
             mounted: None,
+            channels: None,
             degrade: Level::default(),
             phase: Phase::Creating,
             degraded: Vec::new(),

@@ -34,6 +34,12 @@ const DELETED: &str = "deleted";
 /// The name of the fifo on which a created container waits for `start`.
 pub(super) const FIFO: &str = "exec.fifo";
 
+/// The directory beside the containers' in which tensor channels are, and the file in it by which it is
+/// told from a container that somebody called so in a root directory of his own.
+pub const CHANNELS: &str = "channels";
+/// See [`CHANNELS`].
+pub const CHANNELS_LOCK: &str = ".lock";
+
 /// How long a command waits for another one that works on the same container.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -77,15 +83,15 @@ impl Store {
     /// namespace counts as one without privileges unless USER says root (`podman unshare` keeps the
     /// user's name, Docker's rootless daemon too); `in_user_namespace` is asked only for root.
     pub fn default_root(in_user_namespace: impl FnOnce() -> bool) -> PathBuf {
-        let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
-        let unprivileged = || {
-            !nix::unistd::geteuid().is_root()
-                || std::env::var_os("USER").is_none_or(|user| user != "root") && in_user_namespace()
-        };
-        match runtime_dir {
-            Some(dir) if unprivileged() => Path::new(&dir).join("isorun"),
+        match runtime_dir() {
+            Some(dir) if acts_unprivileged(in_user_namespace) => Path::new(&dir).join("isorun"),
             _ => PathBuf::from("/run/isorun"),
         }
+    }
+
+    /// Whether `id` is not a container's but the directory of tensor channels.
+    fn is_channels(&self, id: &str) -> bool {
+        id == CHANNELS && self.path(id).join(CHANNELS_LOCK).exists()
     }
 
     /// Waits at most this long for a lock, instead of ten seconds.
@@ -113,6 +119,11 @@ impl Store {
     pub fn create(&self, id: &str) -> Result<Dir> {
         check_id(id)?;
         let path = self.path(id);
+        if self.is_channels(id) {
+            let sentence =
+                format!("no container can be called {id:?} here: tensor channels are there");
+            return Err(Error::new(Kind::Usage, sentence));
+        }
         loop {
             match DirBuilder::new().mode(0o700).create(&path) {
                 Ok(()) => {}
@@ -153,6 +164,9 @@ impl Store {
     /// As [`Self::open`].
     pub fn open_meanwhile(&self, id: &str, meanwhile: &mut dyn FnMut() -> bool) -> Result<Dir> {
         check_id(id)?;
+        if self.is_channels(id) {
+            return Err(self.not_found(id));
+        }
         self.lock(id, &self.path(id), meanwhile)?
             .ok_or_else(|| self.not_found(id))
     }
@@ -180,7 +194,7 @@ impl Store {
         let dir = self.path(id);
         match read_record(&dir)? {
             Some(record) => Ok(record),
-            None if dir.is_dir() => Err(no_record(id)),
+            None if dir.is_dir() && !self.is_channels(id) => Err(no_record(id)),
             None => Err(self.not_found(id)),
         }
     }
@@ -212,6 +226,7 @@ impl Store {
             let is_directory = name.file_type().is_ok_and(|kind| kind.is_dir());
             if let (true, Ok(id)) = (is_directory, name.file_name().into_string())
                 && check_id(&id).is_ok()
+                && !self.is_channels(&id)
             {
                 ids.push(id);
             }
@@ -306,6 +321,21 @@ impl Store {
             lock,
         }))
     }
+}
+
+fn runtime_dir() -> Option<std::ffi::OsString> {
+    std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty())
+}
+
+fn acts_unprivileged(in_user_namespace: impl FnOnce() -> bool) -> bool {
+    !nix::unistd::geteuid().is_root()
+        || std::env::var_os("USER").is_none_or(|user| user != "root") && in_user_namespace()
+}
+
+/// Whether what is kept is kept for one user without privileges: see [`Store::default_root`].
+pub fn unprivileged(in_user_namespace: impl FnOnce() -> bool) -> bool {
+    !nix::unistd::geteuid().is_root()
+        || runtime_dir().is_some() && acts_unprivileged(in_user_namespace)
 }
 
 impl Dir {

@@ -16,6 +16,8 @@ mod bad_input;
 mod capabilities;
 mod captured;
 mod cgroups;
+mod channels;
+mod channels_refused;
 mod compensation;
 mod concurrency;
 mod degrade;

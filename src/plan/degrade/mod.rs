@@ -51,6 +51,8 @@ pub enum Feature {
     KeyringQuota,
     Shm,
     ChannelQuota,
+    /// A channel's mount that shows owners as the container's.
+    ChannelIdmap,
     Sysfs,
     Procfs,
     Limits,

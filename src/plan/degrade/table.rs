@@ -185,11 +185,24 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         feature: Feature::ChannelQuota,
-        what: "a tensor channel's quota cannot be had (rootless)",
-        fallback: "the channel without a quota; at level safe only where a memory cgroup bounds it",
+        what: "a tensor channel's quota cannot be had: rootless, or where its tmpfs is refused",
+        fallback: "the channel is a directory without a quota of its own; also at level safe where \
+                   linux.resources.memory.limit bounds it",
         level: Some(Level::Any),
-        compensation: Missing("tensor channels themselves are not there yet"),
-        remedy: "let the administrator make the channel",
+        compensation: NotNeeded("the file system that it is on has limits of its own"),
+        remedy: "leave the size out, or let the administrator make the channel",
+        ..ROW
+    },
+    Row {
+        feature: Feature::ChannelIdmap,
+        what: "a tensor channel cannot be mounted with the ids of the container's user namespace",
+        on: &[libc::EINVAL, libc::EPERM, libc::ENOSYS],
+        fallback: "it is mounted with the host's ids: each member's files are nobody's for members of \
+                   another user namespace, and open to them as their permissions for others say",
+        level: Some(Level::Safe),
+        compensation: NotNeeded("nobody can do more in it than with the ids of the container"),
+        remedy: "a kernel from 6.3 on maps the ids of a tmpfs",
+        instead: ways::channel_idmap,
         ..ROW
     },
     Row {

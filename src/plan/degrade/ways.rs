@@ -217,6 +217,22 @@ pub(super) fn shm(_: &Facts, action: &Action) -> Option<Way> {
     })
 }
 
+pub(super) fn channel_idmap(_: &Facts, action: &Action) -> Option<Way> {
+    let Action::Mount(mount) = action else {
+        return None;
+    };
+    // Those of config.json ask for it themselves.
+    let ours = mount.field.starts_with("annotations[") && mount.idmap.is_some();
+    ours.then(|| Way {
+        action: Some(Action::Mount(Mount {
+            idmap: None,
+            ..mount.clone()
+        })),
+        feature: format!("the container's ids in {}", mount.target),
+        ..Way::default()
+    })
+}
+
 pub(super) fn procfs(_: &Facts, action: &Action) -> Option<Way> {
     let mount = fresh(action, "proc").filter(|mount| mount.target == "/proc")?;
     Some(Way {
