@@ -22,6 +22,13 @@ const NAMESPACES: [&str; 3] = [
     "io.kubernetes.pod.namespace",
 ];
 
+/// Annotations that tell a pod's sandbox from its containers. It has the pod's annotations, too, and its
+/// program does nothing: it joins no channel.
+const TYPES: [&str; 2] = [
+    "io.kubernetes.cri.container-type",
+    "io.kubernetes.cri-o.ContainerType",
+];
+
 /// What all annotations of containerd's CRI begin with.
 const CRI: &str = "io.kubernetes.cri.";
 
@@ -85,7 +92,7 @@ fn wrong(annotation: &str, why: impl Into<String>) -> Error {
     Error::spec(format!("annotations[{annotation:?}]"), why)
 }
 
-/// Reads the annotations; none where they ask for nothing.
+/// Reads the annotations; none where they ask for nothing, or are those of a pod's sandbox.
 ///
 /// # Errors
 /// What cannot be meant, with the annotation's name.
@@ -99,6 +106,12 @@ pub fn request<'a>(
         let mut all = annotations.clone();
         all.find(|(name, _)| *name == key).map(|(_, value)| value)
     };
+    if TYPES
+        .iter()
+        .any(|key| get(key).is_some_and(|kind| kind == "sandbox"))
+    {
+        return Ok(None);
+    }
     let keys = || annotations.clone().map(|(key, _)| key.as_str());
     let namespace = namespace(&get)?;
     let kubernetes = namespace.is_some() || keys().any(|key| key.starts_with(CRI));

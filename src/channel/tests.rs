@@ -107,6 +107,11 @@ fn what_annotations_ask_for() {
         ("io.kubernetes.cri.sandbox-namespace", "prod"),
     ]);
     assert_eq!(pod.unwrap().unwrap().channels[0].key.to_string(), "prod/kv");
+    let sandbox = asked(&[
+        ("io.isorun.channels", "kv"),
+        ("io.kubernetes.cri.container-type", "sandbox"),
+    ]);
+    assert_eq!(sandbox.unwrap(), None, "its program does nothing");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! ([`child`]) walks the plan's steps and becomes the program. Between them is one channel
 //! ([`sync`]).
 
+pub mod channel_hook;
 pub mod child;
 pub mod seal;
 pub mod sync;

@@ -112,6 +112,12 @@ impl IdMap {
         line.map_or(id, |line| line.outside.wrapping_add(id - line.inside))
     }
 
+    /// This process's effective group id as it is outside of its user namespace.
+    pub fn own_gid_outside() -> u32 {
+        let map = std::fs::read_to_string("/proc/self/gid_map").unwrap_or_default();
+        Self::outside(&Self::parse(&map), nix::unistd::getegid().as_raw())
+    }
+
     /// This process's effective user id as it is outside of its user namespace.
     pub fn own_uid_outside() -> u32 {
         let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();

@@ -369,3 +369,31 @@ fn configurations_of_engines() {
         }
     }
 }
+
+/// bundles/channels: what the README tells a person to run.
+#[test]
+fn the_example_of_the_host_and_a_container() {
+    isorun_only!("channels are isorun's");
+    if !std::path::Path::new("/usr/bin/python3").exists() {
+        skip!("the example writes config.json with python3");
+    }
+    let bundle = Bundle::new();
+    let example = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/bundles/channels/host-to-container"
+    );
+    let busybox = crate::harness::busybox();
+    let script = format!(
+        "ISORUN=$program BUSYBOX={} TMPDIR=$D {example}; ls -A $C; ls -A $D",
+        busybox.display()
+    );
+    let out = apart(&bundle, "", &script).ok();
+    for says in [
+        "model.safetensors: w F32 [64, 64] 16 KiB",
+        "weights is read-only here",
+        "seen: owner 0",
+        "the same bytes\n.lock\netc\n",
+    ] {
+        assert!(out.stdout.contains(says), "{says}: {out:#?}");
+    }
+}

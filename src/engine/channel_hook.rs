@@ -1,0 +1,363 @@
+//! The OCI hook `isorun-hook-channel`: the same channels under any runtime.
+//!
+//! ```text
+//! createRuntime   the container's mounts are made, its root is not `/` yet: joins, and mounts
+//! poststop        leaves
+//! ```
+//!
+//! Which of the two it is says the state on stdin. Annotations, rules and metadata are those of isorun. What
+//! a hook cannot do is to change the environment: the program finds its channels in /run/isorun/channels.
+//! Paths in the container's root are resolved by the kernel inside of it, in the container's mount
+//! namespace; what was mounted there by isorun itself already is left as it is.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sched::CloneFlags;
+use nix::sys::stat::{Mode, fstat};
+use serde::Deserialize;
+
+use super::mounts::{new_filesystem, open_source};
+use super::proc::PROC_MAGIC;
+use super::root::{Make, Root, open_dir};
+use super::sources::helped;
+use crate::channel::{self, Channel, Facts, Key, Member, Place, Request, Shm};
+use crate::error::{Error, Kind, Result};
+use crate::host::{self, IdMap};
+use crate::log;
+use crate::state::{check_id, start_time};
+use crate::sys::fs::fs_magic;
+use crate::sys::mount::{attr, mount_idmap, mount_setattr, move_mount};
+
+/// More than a state or a config.json ever has.
+const MOST: u64 = 8 << 20;
+
+const FLAGS: u64 = attr::NOSUID | attr::NODEV | attr::NOEXEC;
+
+/// The state on stdin: runtime.md, "State".
+#[derive(Debug, Deserialize)]
+struct State {
+    id: String,
+    status: String,
+    #[serde(default)]
+    pid: i32,
+    bundle: PathBuf,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+}
+
+/// What of config.json the hook needs.
+#[derive(Debug, Deserialize)]
+struct Config {
+    root: RootOf,
+    #[serde(default)]
+    process: Process,
+}
+
+#[derive(Debug, Deserialize)]
+struct RootOf {
+    path: PathBuf,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Process {
+    #[serde(default)]
+    capabilities: Capabilities,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Capabilities {
+    #[serde(default)]
+    bounding: Vec<String>,
+}
+
+/// The whole program. What fails is one sentence on stderr, which the runtime passes on.
+pub fn main() -> ExitCode {
+    // Nothing of the caller's reaches the helper that goes into the container's namespace.
+    let result = crate::sys::fs::cloexec_from(3)
+        .map_err(|errno| Error::os("close at exec", "inherited descriptors", errno))
+        .and_then(|()| read(std::io::stdin().lock(), "the state on stdin"))
+        .and_then(|state| run(&state));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error(&format!("isorun-hook-channel: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(from: impl Read, what: &str) -> Result<T> {
+    let mut text = Vec::new();
+    from.take(MOST)
+        .read_to_end(&mut text)
+        .map_err(|error| Error::io("read", what, &error))?;
+    serde_json::from_slice(&text).map_err(|error| {
+        Error::new(
+            Kind::Spec,
+            format!("{what} is not what the specification says: {error}"),
+        )
+    })
+}
+
+fn run(state: &State) -> Result<()> {
+    check_id(&state.id)?;
+    if !state.bundle.is_absolute() {
+        let bundle = state.bundle.display();
+        return Err(Error::new(
+            Kind::Spec,
+            format!("the bundle {bundle} is no absolute path"),
+        ));
+    }
+    let Some(request) = channel::request(state.annotations.iter())? else {
+        return Ok(());
+    };
+    let place = Place::of_user(host::in_user_namespace);
+    if state.status == "stopped" {
+        let keys: Vec<Key> = request.channels.into_iter().map(|one| one.key).collect();
+        return place.leave(&keys, &Member::of_process(&state.id, 0, 0));
+    }
+    let container = Container::open(state)?;
+    let caller = (IdMap::own_uid_outside(), IdMap::own_gid_outside());
+    let facts = Facts::gather(&place, caller, &request)?;
+    let channels = channel::grant(&request, &facts, |key| state.annotations.get(key))?;
+    for channel in &channels {
+        container.check(channel, &place)?;
+    }
+    let member = Member::of_process(&state.id, state.pid, container.start);
+    place.join(&channels, &member, facts.uid, false)?;
+    container
+        .mount_all(&channels, &request, &place)
+        .inspect_err(|_| {
+            let keys: Vec<Key> = channels.iter().map(|one| one.key.clone()).collect();
+            if let Err(second) = place.leave(&keys, &member) {
+                log::warning(&format!("after a failure: {second}"));
+            }
+        })
+}
+
+/// The container that the hook works on.
+struct Container {
+    start: u64,
+    mounts: OwnedFd,
+    /// Its user namespace, where that is not the hook's.
+    users: Option<OwnedFd>,
+    rootfs: PathBuf,
+    admin: bool,
+}
+
+impl Container {
+    fn open(state: &State) -> Result<Self> {
+        if state.pid <= 0 {
+            let sentence = format!(
+                "the state of a container that is {} has no pid",
+                state.status
+            );
+            return Err(Error::new(Kind::Spec, sentence));
+        }
+        let start = start_time(state.pid)?;
+        let namespace = |pid: &str, kind: &str| {
+            let path = format!("/proc/{pid}/ns/{kind}");
+            nix::fcntl::open(
+                path.as_str(),
+                OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+                Mode::empty(),
+            )
+            .map_err(|errno| Error::os("open", path, errno))
+        };
+        let number = |fd: &OwnedFd| {
+            let stat = fstat(fd).map_err(|errno| Error::os("look at", "a namespace", errno))?;
+            Ok((stat.st_dev, stat.st_ino))
+        };
+        let pid = state.pid.to_string();
+        let mounts = namespace(&pid, "mnt")?;
+        if number(&mounts)? == number(&namespace("self", "mnt")?)? {
+            let sentence =
+                "the container has no mount namespace of its own: its channels would be the host's";
+            return Err(Error::new(Kind::Spec, sentence));
+        }
+        let users = namespace(&pid, "user")?;
+        let own = number(&users)? == number(&namespace("self", "user")?)?;
+        // Still the process that the state named: its namespaces are the container's.
+        if start_time(state.pid)? != start {
+            return Err(Error::os("hold", format!("process {pid}"), Errno::ESRCH));
+        }
+        let path = state.bundle.join("config.json");
+        let file = std::fs::File::open(&path)
+            .map_err(|error| Error::io("read", path.display().to_string(), &error))?;
+        let config: Config = read(file, "config.json")?;
+        Ok(Self {
+            start,
+            mounts,
+            users: (!own).then_some(users),
+            rootfs: state.bundle.join(config.root.path),
+            admin: config
+                .process
+                .capabilities
+                .bounding
+                .iter()
+                .any(|name| name == "CAP_SYS_ADMIN"),
+        })
+    }
+
+    /// Refuses what could not be kept.
+    fn check(&self, channel: &Channel, place: &Place) -> Result<()> {
+        let key = &channel.key;
+        if channel.readonly && self.admin && self.users.is_some() {
+            // The flags of a mount that comes from outside are not locked, as those of isorun's are.
+            let sentence = format!(
+                "the channel {key} is asked for ro, and the container has CAP_SYS_ADMIN in its user namespace, \
+                 with which it could make it rw"
+            );
+            return Err(Error::new(Kind::Spec, sentence).remedy("use the runtime isorun"));
+        }
+        if place.rootless() && channel.asked.is_some() {
+            let sentence =
+                format!("a user without privileges cannot limit the size of the channel {key}");
+            return Err(Error::new(Kind::Spec, sentence).remedy("leave the annotation out"));
+        }
+        Ok(())
+    }
+
+    fn mount_all(&self, channels: &[Channel], request: &Request, place: &Place) -> Result<()> {
+        match &request.shm {
+            Some(Shm::Private(size)) => {
+                let data = [
+                    ("mode".to_string(), Some("1777".to_string())),
+                    ("size".to_string(), Some(size.0.to_string())),
+                ];
+                let made = new_filesystem("tmpfs", "shm", &data, FLAGS)
+                    .map_err(|(errno, _)| Error::os("mount tmpfs on", "/dev/shm", errno))?;
+                self.put(&made, "/dev/shm")?;
+            }
+            Some(Shm::Channel(name)) => {
+                let named = channels.iter().find(|one| one.key.name() == name);
+                if let Some(channel) = named {
+                    self.put(&self.tree(channel, place)?, "/dev/shm")?;
+                }
+            }
+            None => {}
+        }
+        channels
+            .iter()
+            .try_for_each(|channel| self.put(&self.tree(channel, place)?, &channel.key.inside()))
+    }
+
+    /// A detached mount of the channel, as the container is to see it.
+    fn tree(&self, channel: &Channel, place: &Place) -> Result<OwnedFd> {
+        let fail = |what: &'static str| {
+            let path = channel.source.display().to_string();
+            move |errno| Error::os(what, path.clone(), errno)
+        };
+        let tree = open_source(&channel.source, false).map_err(fail("copy the mount of"))?;
+        let readonly = if channel.readonly { attr::RDONLY } else { 0 };
+        mount_setattr(tree.as_fd(), false, FLAGS | readonly, 0, libc::MS_PRIVATE)
+            .map_err(fail("set the flags of"))?;
+        if let Some(users) = self.users.as_ref().filter(|_| !place.rootless())
+            && let Err(errno) = mount_idmap(tree.as_fd(), false, users.as_fd())
+        {
+            log::warning(&format!(
+                "degraded: the container's ids in the channel {}: {}; it is mounted with the host's ids; a kernel \
+                 from 6.3 on maps the ids of a tmpfs",
+                channel.key,
+                crate::error::errno_words(errno)
+            ));
+        }
+        Ok(tree)
+    }
+
+    /// Puts a detached mount into the container, unless the same file system is there already.
+    fn put(&self, tree: &OwnedFd, target: &str) -> Result<()> {
+        let fail = |errno| {
+            let error = Error::os("mount a channel on", target, errno);
+            match errno {
+                Errno::ENOENT => error.remedy(
+                    "the runtime has to call the hook before it changes the root: createRuntime, not later",
+                ),
+                Errno::EROFS => error.remedy("the image needs the directory, or a tmpfs on /run"),
+                _ => error,
+            }
+        };
+        let own = fstat(tree).map_err(fail)?.st_dev;
+        let work = || {
+            let root =
+                open_dir(&self.rootfs).map_err(|error| error.errno().unwrap_or(Errno::ENOENT))?;
+            let root = Root::new(root);
+            let at = root.open_or_make(target, Make::Directory)?;
+            if fs_magic(at.as_fd())? == PROC_MAGIC {
+                return Err(Errno::EPERM);
+            }
+            if fstat(&at)?.st_dev != own {
+                move_mount(tree.as_fd(), at.as_fd())?;
+            }
+            Ok(Vec::new())
+        };
+        debug_assert!(tree.as_raw_fd() > 2);
+        helped(&self.mounts, CloneFlags::CLONE_NEWNS, work)
+            .map(drop)
+            .map_err(fail)
+    }
+}
+
+/// The rootfs of a bundle as the hook takes it, for tests.
+#[cfg(test)]
+fn parse(text: &[u8]) -> Result<State> {
+    read(text, "the state on stdin")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn states_that_are_refused() {
+        for (text, says) in [
+            ("", "the state on stdin is not what the specification says"),
+            ("{}", "missing field `id`"),
+            (
+                r#"{"id":"a/b","status":"creating","bundle":"/b"}"#,
+                "invalid container ID format",
+            ),
+            (
+                r#"{"id":"a","status":"creating","bundle":"b"}"#,
+                "no absolute path",
+            ),
+            (
+                r#"{"id":"a","status":"creating","bundle":"/b","annotations":{"io.isorun.channels":"x"}}"#,
+                "has no pid",
+            ),
+            (
+                r#"{"id":"a","status":"creating","pid":1,"bundle":"/b","annotations":{"io.isorun.channels":"X"}}"#,
+                "is no name of a channel",
+            ),
+        ] {
+            let error = parse(text.as_bytes())
+                .and_then(|state| run(&state))
+                .unwrap_err();
+            assert!(error.to_string().contains(says), "{text}: {error}");
+        }
+        let nothing = parse(br#"{"id":"a","status":"creating","bundle":"/b"}"#).unwrap();
+        run(&nothing).unwrap();
+    }
+
+    #[test]
+    fn the_hook_file_matches_what_asks_for_a_channel() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("hooks/hooks.d/isorun-channel.json");
+        let value: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        assert_eq!(
+            value["stages"],
+            serde_json::json!(["createRuntime", "poststop"])
+        );
+        let when = value["when"]["annotations"].as_object().unwrap();
+        let pattern = when.keys().next().unwrap();
+        assert_eq!(pattern, "^io\\.isorun\\.(channels|shm|shm\\.size)$");
+    }
+}

@@ -1,0 +1,182 @@
+//! The hook isorun-hook-channel: the same channels under runc, and once more nothing under isorun.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use crate::channels::{OPEN, apart, of};
+use crate::harness::{Bundle, Output};
+use crate::userns::mapped;
+
+const INSIDE: &str = "/run/isorun/channels";
+
+fn runc() -> Option<PathBuf> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut dirs = path.split(':').chain(["/usr/sbin"]);
+    dirs.find_map(|dir| Some(Path::new(dir).join("runc")).filter(|path| path.is_file()))
+}
+
+/// A bundle with the hook, as Podman and CRI-O write it by hooks/hooks.d.
+fn hooked(mut bundle: Bundle, annotations: serde_json::Value) -> Bundle {
+    let hook = json!([{"path": env!("CARGO_BIN_EXE_isorun-hook-channel"), "timeout": 30}]);
+    bundle
+        .set("/hooks/createRuntime", hook.clone())
+        .set("/hooks/poststop", hook)
+        .set("/annotations", annotations);
+    bundle
+}
+
+/// The script under runc; `isorun` is isorun.
+fn under_runc(bundle: &Bundle, rules: &str, script: &str) -> Output {
+    let isorun = env!("CARGO_BIN_EXE_isorun");
+    let runc = runc().unwrap();
+    let script = format!(
+        "program={}; isorun() {{ {isorun} \"$@\"; }}\n{script}",
+        runc.display()
+    );
+    apart(bundle, rules, &script)
+}
+
+macro_rules! needs_runc {
+    () => {
+        isorun_only!("it brings its own runc");
+        if runc().is_none() {
+            skip!("runc is not installed");
+        }
+    };
+}
+
+#[test]
+fn two_containers_of_runc_meet() {
+    needs_runc!();
+    let writer = hooked(
+        Bundle::sh(&format!(
+            "echo tensor > {INSIDE}/t-h/a; echo shm > /dev/shm/b; exec sleep 100"
+        )),
+        json!({"io.isorun.channels": "t-h:rw", "io.isorun.shm": "channel:t-h"}),
+    );
+    let mut reader = hooked(mapped(), json!({"io.isorun.channels": "t-h:ro"}));
+    reader.args(&[
+        "sh",
+        "-c",
+        &format!(
+            "cat {INSIDE}/t-h/a {INSIDE}/t-h/b; touch {INSIDE}/t-h/c 2>&1; stat -c '%u %a' {INSIDE}/t-h/a; \
+             grep ' {INSIDE}/t-h ' /proc/self/mountinfo"
+        ),
+    ]);
+    let script = format!(
+        "runtime run --detach --bundle $B $ID >/dev/null; wait_for '[ -e $C/t-h/b ]'\n\
+         isorun channel inspect t-h | grep member; runtime run {}; ls -A $C\n\
+         runtime delete --force $ID; wait_for '! [ -e $C/t-h ]'; ls -A $C",
+        of(&reader)
+    );
+    let out = under_runc(&writer, OPEN, &script).ok();
+    let member = format!("member     {} rw pid ", writer.id);
+    for says in [
+        &member,
+        "tensor\nshm\n",
+        "Read-only file system",
+        "0 644\n",
+        "idmapped",
+    ] {
+        assert!(out.stdout.contains(says), "{says}: {out:#?}");
+    }
+    let mount = out
+        .stdout
+        .lines()
+        .find(|line| line.contains(" - tmpfs isorun-channel"))
+        .unwrap();
+    assert!(mount.contains("ro,nosuid,nodev,noexec"), "{mount}");
+    assert!(
+        out.stdout
+            .ends_with(".t-h.json\n.t-h.members\nt-h\n.lock\n"),
+        "{out:#?}"
+    );
+}
+
+#[test]
+fn a_private_dev_shm() {
+    needs_runc!();
+    let bundle = hooked(
+        Bundle::sh("df -k /dev/shm | tail -n 1"),
+        json!({"io.isorun.shm.size": "7m"}),
+    );
+    let out = under_runc(&bundle, "", "runtime run --bundle $B $ID").ok();
+    assert_eq!(
+        out.stdout.split_whitespace().nth(1),
+        Some("7168"),
+        "{out:#?}"
+    );
+}
+
+/// A refusal ends the container's making, and leaves nothing.
+#[test]
+fn what_the_hook_refuses() {
+    needs_runc!();
+    let mut admin = mapped();
+    for set in ["bounding", "effective", "permitted"] {
+        admin.push(
+            &format!("/process/capabilities/{set}"),
+            json!("CAP_SYS_ADMIN"),
+        );
+    }
+    for (bundle, channels, rules, says) in [
+        (
+            Bundle::new(),
+            "t-x",
+            "",
+            "no rule in /etc/isorun/channels.d",
+        ),
+        (Bundle::new(), "../x", OPEN, "is no name of a channel"),
+        (
+            admin,
+            "t-x:ro",
+            OPEN,
+            "with which it could make it rw; use the runtime isorun",
+        ),
+    ] {
+        let bundle = hooked(bundle, json!({"io.isorun.channels": channels}));
+        let script =
+            "runtime run --bundle $B $ID && exit 9; ls -A $C 2>/dev/null | grep -v lock || true";
+        let out = under_runc(&bundle, rules, script).ok();
+        assert!(out.stderr.contains(says), "{says}: {out:#?}");
+        assert_eq!(out.text(), "", "{out:#?}");
+        bundle.assert_gone();
+    }
+}
+
+/// An image that leads /run elsewhere leads it nowhere outside of itself.
+#[test]
+fn links_of_an_image_stay_in_it() {
+    needs_runc!();
+    let bundle = hooked(
+        Bundle::sh(&format!(
+            "grep -c isorun-channel /proc/self/mountinfo; touch {INSIDE}/t-l/x; ls /out/isorun/channels"
+        )),
+        json!({"io.isorun.channels": "t-l"}),
+    );
+    std::fs::remove_dir(bundle.rootfs("/run")).unwrap();
+    std::os::unix::fs::symlink("/../../../../../out", bundle.rootfs("/run")).unwrap();
+    std::fs::create_dir(bundle.rootfs("/out")).unwrap();
+    let out = under_runc(
+        &bundle,
+        OPEN,
+        "runtime run --bundle $B $ID; ls -d /out || true",
+    )
+    .ok();
+    assert_eq!(out.text(), "1\nt-l");
+}
+
+/// Installed where isorun is the runtime, it finds everything done.
+#[test]
+fn under_isorun_it_has_nothing_to_do() {
+    isorun_only!("it is about isorun");
+    let bundle = hooked(
+        Bundle::sh(&format!(
+            "grep -c isorun-channel /proc/self/mountinfo; echo x > {INSIDE}/t-i/x"
+        )),
+        json!({"io.isorun.channels": "t-i"}),
+    );
+    let out = apart(&bundle, OPEN, "runtime run --bundle $B $ID; ls -A $C").ok();
+    assert_eq!(out.text(), "1\n.lock");
+}
