@@ -28,7 +28,7 @@ const MOST: u64 = 64 << 10;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Metadata {
-    /// [`FORMAT`] of the isorun that wrote it.
+    /// The version of the format, of the isorun that wrote it.
     pub version: u32,
     /// Which channel it is.
     pub key: Key,

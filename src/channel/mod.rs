@@ -5,7 +5,7 @@
 //!   .lock                          whoever changes a channel or its members holds it (flock)
 //!   <name>/                        the channel: a tmpfs of its own; without privileges a directory
 //!   .<name>.json             0600  its metadata, replaced by rename: a reader needs no lock
-//!   .<name>.members/         0700  a file for each container that has joined, see [`member`]
+//!   .<name>.members/         0700  a file for each container that has joined: member.rs
 //! ```
 //!
 //! A channel of Kubernetes is `<pod namespace>/<name>`, its directory `<pod namespace>@<name>`.
