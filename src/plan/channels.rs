@@ -177,6 +177,7 @@ fn bind(context: &Context<'_>, channel: &Channel, annotation: &str, target: Stri
         copyup: false,
         // What is mounted in the container does not show on the host, nor the other way round.
         propagation: vec![libc::MS_PRIVATE],
+        keeps: super::unmapped::is_lost(&context.asked.without),
         late_readonly: false,
         idmap: (mapped && !rootless).then(IdMapping::default),
     }
@@ -223,6 +224,7 @@ pub(super) fn shm(context: &Context<'_>) -> Result<Option<Mount>> {
                 recursive_clear: 0,
                 copyup: false,
                 propagation: Vec::new(),
+                keeps: false,
                 late_readonly: false,
                 idmap: None,
             }))
