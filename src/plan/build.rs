@@ -137,6 +137,12 @@ fn planned(
     let (cgroup, unlimited) = limits::plan(spec, linux, host, asked, level)?;
     degradations.extend(unlimited);
     let mut channels = channels::plan(spec, linux, host, level)?;
+    if sandboxed.is_some() && channels.request.is_some() {
+        return Err(Error::spec(
+            "annotations",
+            "tensor channels and /dev/shm are mounts, which a process sandbox has not",
+        ));
+    }
     degradations.append(&mut channels.degradations);
     let seccomp = linux
         .seccomp()
