@@ -3,7 +3,7 @@
 use super::ways;
 use super::{Compensation, Feature, Row, Stage};
 use crate::policy::Level;
-use Compensation::{By, Missing, NotNeeded};
+use Compensation::{By, NotNeeded};
 
 /// A row about no step and no birth, to be completed.
 const ROW: Row = Row {
