@@ -150,9 +150,40 @@ fn what_was_made_by_hand_stays() {
     let members = dir.join("channels/.kv.members");
     std::fs::write(members.join("half"), "{").unwrap();
     assert_eq!(place.gc(false).unwrap().forgotten, ["kv "]);
+    // Nobody knows whether a newer isorun's channel is to stay.
+    let file = dir.join("channels/.kv.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("\"version\":1", "\"version\":99")).unwrap();
+    assert!(place.metadata(&key).is_err(), "{text}");
+    assert_eq!(place.gc(false).unwrap(), Collected::default());
+    assert!(place.path(&key).exists());
+    std::fs::write(&file, text).unwrap();
     place.remove(&key, false).unwrap();
     let gone = place.remove(&key, false).unwrap_err();
     assert_eq!(gone.kind(), crate::error::Kind::NotFound);
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+/// Ids are unique in one place of a runtime only: the same id in another bundle is another member.
+#[test]
+fn members_of_the_hook_are_told_apart() {
+    let dir = scratch("hook");
+    let place = Place::at(&dir.join("channels"), true);
+    let kv = channel(&place, "kv");
+    let pid = std::process::id() as i32;
+    let start = crate::state::start_time(pid).unwrap();
+    let member = |bundle| Member::of_process("web", Path::new(bundle), pid, start);
+    for bundle in ["/a", "/b"] {
+        let join = place.join(std::slice::from_ref(&kv), &member(bundle), 0, false);
+        join.unwrap();
+    }
+    let gone = Member::of_process("web", Path::new("/b"), 0, 0);
+    place.leave(std::slice::from_ref(&kv.key), &gone).unwrap();
+    assert_eq!(place.members(&kv.key).unwrap().len(), 1);
+    place
+        .leave(std::slice::from_ref(&kv.key), &member("/a"))
+        .unwrap();
+    assert!(place.keys().unwrap().is_empty());
     std::fs::remove_dir_all(dir).unwrap();
 }
 

@@ -96,16 +96,18 @@ pub struct Channel {
     pub inodes: Option<u64>,
 }
 
-/// What a container may join of what it asks for: all of it.
+/// What a container may join of what it asks for: all of it. `admin`: it has CAP_SYS_ADMIN in its bounding
+/// set, with which it can take `ro` off a mount again.
 ///
 /// # Errors
 /// The first channel that is refused, with the rule's name.
 pub fn grant<'a>(
     request: &Request,
     facts: &Facts,
+    admin: bool,
     annotation: impl Fn(&str) -> Option<&'a String>,
 ) -> Result<Vec<Channel>> {
-    let one = |wanted: &Wanted| granted(wanted, request.kubernetes, facts, &annotation);
+    let one = |wanted: &Wanted| granted(wanted, request.kubernetes, facts, admin, &annotation);
     request.channels.iter().map(one).collect()
 }
 
@@ -113,6 +115,7 @@ fn granted<'a>(
     wanted: &Wanted,
     kubernetes: bool,
     facts: &Facts,
+    admin: bool,
     annotation: &impl Fn(&str) -> Option<&'a String>,
 ) -> Result<Channel> {
     let key = &wanted.key;
@@ -144,6 +147,12 @@ fn granted<'a>(
                 let name = key.name();
                 return Err(refuse(format!("{told} allows ro, and rw is asked for"))
                     .remedy(format!("ask for {name}:ro")));
+            }
+            (Access::Ro, true) if admin => {
+                let why = format!(
+                    "{told} allows ro, and the container has CAP_SYS_ADMIN, with which it could make it rw"
+                );
+                return Err(refuse(why).remedy("leave CAP_SYS_ADMIN out of its bounding set"));
             }
             _ => {}
         }

@@ -130,24 +130,32 @@ impl Locked<'_> {
                     metadata.key,
                     path.display()
                 );
-                return Err(Error::new(Kind::State, sentence)
-                    .remedy("unmount it, or isorun channel remove --force"));
+                return Err(Error::new(Kind::State, sentence).remedy(format!(
+                    "unmount it, or isorun channel remove --force {}",
+                    metadata.key
+                )));
             }
             // Whoever mounted it was killed before it was recorded: nobody can have joined it.
             umount2(&path, MntFlags::MNT_DETACH)
                 .map_err(|errno| Error::os("unmount", shown(&path), errno))?;
-        } else if metadata.device != 0
-            && let (live, _) = self.place.sorted(&metadata.key.directory(), &self.boot)?
-            && let Some(member) = live.first()
-        {
-            let sentence = format!(
-                "channel {}: {} has joined it, but it is not mounted on {} in this mount namespace",
-                metadata.key,
-                member.id,
-                path.display()
-            );
-            return Err(Error::new(Kind::State, sentence)
-                .remedy("call isorun in the mount namespace in which the channel was made"));
+        } else if metadata.device != 0 && metadata.boot == self.boot {
+            let (live, _) = self.place.sorted(&metadata.key.directory(), &self.boot)?;
+            let why = match live.first() {
+                Some(member) => format!("{} has joined it", member.id),
+                None => "it was made to stay".to_string(),
+            };
+            if !live.is_empty() || metadata.pinned {
+                let sentence = format!(
+                    "channel {}: {why}, but it is not mounted on {} in this mount namespace",
+                    metadata.key,
+                    path.display()
+                );
+                return Err(Error::new(Kind::State, sentence).remedy(format!(
+                    "call isorun in the mount namespace in which the channel was made, or, where it is gone \
+                     for good, isorun channel remove {}",
+                    metadata.key
+                )));
+            }
         }
         self.mount(metadata, &path)?;
         metadata.device = device(&path).map_err(fail("look at"))?;
@@ -190,23 +198,38 @@ impl Locked<'_> {
             Ok(Some(metadata)) if metadata.pinned => Ok(()),
             // What is there and not readable stays for the administrator.
             Err(error) => Err(error),
-            _ => self.take_down(&directory),
+            _ => self.take_down(key, false),
         }
     }
 
-    /// Removes a channel with all that is in it.
-    pub(super) fn take_down(&self, directory: &str) -> Result<()> {
-        let path = self.place.root().join(directory);
+    /// Removes a channel with all that is in it; with `force` also what somebody else has mounted on it.
+    pub(super) fn take_down(&self, key: &Key, force: bool) -> Result<()> {
+        let directory = &key.directory();
+        let path = self.place.path(key);
+        // Where it was mounted and killed before that was recorded, the device is 0.
+        let own = match self.place.metadata(key) {
+            Ok(Some(metadata)) => Some(metadata).filter(|data| !data.plain),
+            _ => None,
+        };
         let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
-        // Nobody mounts twice; somebody else may have.
-        while umount2(&path, flags).is_ok() {}
         let device = |path: &Path| std::fs::symlink_metadata(path).map(|data| data.dev());
-        match (device(&path), device(self.place.root())) {
-            (Ok(here), Ok(below)) if here != below => {
-                return Err(Error::os("unmount", shown(&path), Errno::EBUSY)
-                    .remedy("it was mounted by another user, or in another mount namespace"));
+        while let (Ok(here), Ok(below)) = (device(&path), device(self.place.root()))
+            && here != below
+        {
+            let known = |data: &Metadata| data.device == 0 || data.device == here;
+            if !force && !own.as_ref().is_some_and(known) {
+                let sentence = format!(
+                    "channel {key}: something else is mounted on {}",
+                    path.display()
+                );
+                return Err(Error::new(Kind::State, sentence).remedy(format!(
+                    "unmount it, or isorun channel remove --force {key}"
+                )));
             }
-            _ => {}
+            umount2(&path, flags).map_err(|errno| {
+                Error::os("unmount", shown(&path), errno)
+                    .remedy("it was mounted by another user, or in another mount namespace")
+            })?;
         }
         for path in [path, self.place.members_path(directory)] {
             match std::fs::remove_dir_all(&path) {

@@ -26,6 +26,9 @@ pub struct Member {
     /// Its first process, where it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<i32>,
+    /// The bundle of a container of another runtime: ids are unique in one of its places only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<PathBuf>,
     /// When that process started, field 22 of /proc/PID/stat.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub start: u64,
@@ -48,6 +51,7 @@ impl Member {
             id: id.to_string(),
             state: Some(state.to_path_buf()),
             pid: None,
+            bundle: None,
             start: 0,
             readonly: false,
             boot: String::new(),
@@ -55,11 +59,12 @@ impl Member {
     }
 
     /// A container of another runtime, by its first process.
-    pub fn of_process(id: &str, pid: i32, start: u64) -> Self {
+    pub fn of_process(id: &str, bundle: &Path, pid: i32, start: u64) -> Self {
         Self {
             id: id.to_string(),
             state: None,
             pid: Some(pid),
+            bundle: Some(bundle.to_path_buf()),
             start,
             readonly: false,
             boot: String::new(),
@@ -70,7 +75,10 @@ impl Member {
     pub(super) fn file(&self) -> String {
         let what = match &self.state {
             Some(state) => state.display().to_string(),
-            None => format!("hook {}", self.id),
+            None => {
+                let bundle = self.bundle.as_deref().unwrap_or(Path::new(""));
+                format!("hook {} {}", self.id, bundle.display())
+            }
         };
         // FNV-1a, 64 bits.
         let hash = what.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {

@@ -5,8 +5,8 @@
 //! SIGKILL leaves half-made is completed by the next who joins, or seen by [`Place::gc`].
 
 use std::collections::BTreeSet;
-use std::fs::{DirBuilder, Permissions};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::fs::DirBuilder;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -223,7 +223,9 @@ impl Place {
                 Ok(refusal) => lost.extend(refusal.map(|error| (channel.key.clone(), error))),
                 Err(error) => {
                     for channel in &channels[..=done] {
-                        if let Err(second) = locked.leave(&channel.key, member) {
+                        if let Err(second) = locked.leave(&channel.key, member)
+                            && second.to_string() != error.to_string()
+                        {
                             crate::log::warning(&format!("after a failure: {second}"));
                         }
                     }
@@ -243,7 +245,9 @@ impl Place {
             return Ok(());
         }
         let locked = self.lock(false)?;
-        keys.iter().try_for_each(|key| locked.leave(key, member))
+        // One that cannot be left keeps nobody in the others.
+        let left = keys.iter().map(|key| locked.leave(key, member));
+        left.fold(Ok(()), Result::and)
     }
 
     /// Makes a channel that stays until it is removed.
@@ -275,20 +279,10 @@ impl Place {
             .save(&metadata)
             .and_then(|()| locked.mounted(&mut metadata));
         if let Err(error) = made {
-            if let Err(second) = locked.take_down(&new.key.directory()) {
+            if let Err(second) = locked.take_down(&new.key, false) {
                 crate::log::warning(&format!("after a failure: {second}"));
             }
             return Err(error);
-        }
-        if new.owner.is_some_and(|(uid, _)| uid != 0) && !self.rootless {
-            // The owner has to get there; what containers keep there is closed to everybody.
-            let parent = self.root.parent().unwrap_or(&self.root);
-            for path in [parent, &self.root] {
-                let data = std::fs::metadata(path);
-                let mode = data.map_or(0o700, |data| data.permissions().mode());
-                std::fs::set_permissions(path, Permissions::from_mode(mode & 0o7777 | 0o011))
-                    .map_err(|error| Error::io("change the mode of", shown(path), &error))?;
-            }
         }
         Ok(())
     }
@@ -319,7 +313,7 @@ impl Place {
             return Err(Error::new(Kind::State, sentence)
                 .remedy("stop them first, or use --force: they keep what they have of it"));
         }
-        locked.take_down(&directory)
+        locked.take_down(key, force)
     }
 
     /// Removes what nobody uses: channels without a living member that are not pinned, and the files of
@@ -344,13 +338,24 @@ impl Place {
         for key in keys {
             let directory = key.directory();
             let (live, dead) = self.sorted(&directory, &locked.boot)?;
-            // Metadata that cannot be read pins nothing.
-            let pinned = matches!(self.metadata(&key), Ok(Some(data)) if data.pinned);
-            if live.is_empty() && !pinned {
-                if !dry {
-                    locked.take_down(&directory)?;
+            let pinned = match self.metadata(&key) {
+                Ok(found) => found.is_some_and(|metadata| metadata.pinned),
+                // Nobody knows: what somebody may have pinned is not taken away.
+                Err(error) => {
+                    crate::log::warning(&format!("channel {key} stays: {error}"));
+                    true
                 }
-                collected.removed.push(key.to_string());
+            };
+            if live.is_empty() && !pinned {
+                // One that resists keeps nothing else from being removed.
+                match if dry {
+                    Ok(())
+                } else {
+                    locked.take_down(&key, false)
+                } {
+                    Ok(()) => collected.removed.push(key.to_string()),
+                    Err(error) => crate::log::warning(&format!("channel {key} stays: {error}")),
+                }
                 continue;
             }
             for (path, id) in dead {

@@ -149,6 +149,10 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Rules> {
         if rule.channels.is_empty() {
             return wrong("it names no channels");
         }
+        // To a tmpfs 0 means that there is no limit, and 1 is its own directory.
+        if rule.inodes.is_some_and(|inodes| inodes < 2) {
+            return wrong("inodes: a channel holds at least 2, its own directory among them");
+        }
         let odd = |c: char| !(c.is_ascii_alphanumeric() || "*._-/".contains(c));
         if let Some(pattern) = rule
             .channels

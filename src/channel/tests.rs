@@ -276,7 +276,8 @@ fn decide(uid: u32, pairs: &[(&str, &str)]) -> Result<Vec<Channel>, String> {
         .into(),
         ..Facts::default()
     };
-    grant(&wanted, &facts, |key| annotations.get(key)).map_err(|error| error.to_string())
+    let admin = annotations.contains_key("test.admin");
+    grant(&wanted, &facts, admin, |key| annotations.get(key)).map_err(|error| error.to_string())
 }
 
 #[test]
@@ -296,6 +297,14 @@ fn who_gets_what() {
     // The first rule that is about it decides: uid 1000 only reads.
     let reader = decide(1000, &list("weights:ro")).unwrap();
     assert_eq!(reader[0].rule.as_deref(), Some("readers"));
+    // Who may remount could write: that is no matter where writing is allowed anyway.
+    let admin = |channel| vec![("io.isorun.channels", channel), ("test.admin", "")];
+    assert!(decide(0, &admin("weights:ro")).unwrap()[0].readonly);
+    let refused = decide(1000, &admin("weights:ro")).unwrap_err();
+    assert!(
+        refused.contains("CAP_SYS_ADMIN, with which it could make it rw"),
+        "{refused}"
+    );
     let pod = decide(
         0,
         &[

@@ -120,16 +120,18 @@ fn run(state: &State) -> Result<()> {
     let place = Place::of_user(host::in_user_namespace);
     if state.status == "stopped" {
         let keys: Vec<Key> = request.channels.into_iter().map(|one| one.key).collect();
-        return place.leave(&keys, &Member::of_process(&state.id, 0, 0));
+        return place.leave(&keys, &Member::of_process(&state.id, &state.bundle, 0, 0));
     }
     let container = Container::open(state)?;
     let caller = (IdMap::own_uid_outside(), IdMap::own_gid_outside());
     let facts = Facts::gather(&place, caller, &request)?;
-    let channels = channel::grant(&request, &facts, |key| state.annotations.get(key))?;
+    let channels = channel::grant(&request, &facts, container.admin, |key| {
+        state.annotations.get(key)
+    })?;
     for channel in &channels {
         container.check(channel, &place)?;
     }
-    let member = Member::of_process(&state.id, state.pid, container.start);
+    let member = Member::of_process(&state.id, &state.bundle, state.pid, container.start);
     place.join(&channels, &member, facts.uid, false)?;
     container
         .mount_all(&channels, &request, &place)
@@ -208,14 +210,6 @@ impl Container {
     /// Refuses what could not be kept.
     fn check(&self, channel: &Channel, place: &Place) -> Result<()> {
         let key = &channel.key;
-        if channel.readonly && self.admin && self.users.is_some() {
-            // The flags of a mount that comes from outside are not locked, as those of isorun's are.
-            let sentence = format!(
-                "the channel {key} is asked for ro, and the container has CAP_SYS_ADMIN in its user namespace, \
-                 with which it could make it rw"
-            );
-            return Err(Error::new(Kind::Spec, sentence).remedy("use the runtime isorun"));
-        }
         if place.rootless() && channel.asked.is_some() {
             let sentence =
                 format!("a user without privileges cannot limit the size of the channel {key}");
@@ -283,7 +277,9 @@ impl Container {
                 _ => error,
             }
         };
-        let own = fstat(tree).map_err(fail)?.st_dev;
+        // A directory of the file system that the target is on is not there already.
+        let same = |stat: nix::sys::stat::FileStat| (stat.st_dev, stat.st_ino);
+        let own = same(fstat(tree).map_err(fail)?);
         let work = || {
             let root =
                 open_dir(&self.rootfs).map_err(|error| error.errno().unwrap_or(Errno::ENOENT))?;
@@ -292,7 +288,7 @@ impl Container {
             if fs_magic(at.as_fd())? == PROC_MAGIC {
                 return Err(Errno::EPERM);
             }
-            if fstat(&at)?.st_dev != own {
+            if same(fstat(&at)?) != own {
                 move_mount(tree.as_fd(), at.as_fd())?;
             }
             Ok(Vec::new())

@@ -367,7 +367,10 @@ fn delete_locked(dir: Dir, id: &str, force: bool) -> Result<()> {
     if let Some(groups) = &record.resctrl {
         super::rdt::remove(groups)?;
     }
-    super::channels::leave_all(&record, &dir)?;
+    // What is left of a channel is for `isorun channel gc`; the container goes all the same.
+    if let Err(error) = super::channels::leave_all(&record, &dir) {
+        log::warning(&format!("{error}; isorun channel gc tries it again"));
+    }
     // Removed before the hooks run, as by runc: one that deletes the container, too, or makes the next
     // one of the same id, does not wait for the lock that is held here for its own end.
     dir.remove()?;

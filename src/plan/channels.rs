@@ -1,6 +1,6 @@
 //! The part of the plan that is about tensor channels and /dev/shm.
 
-use oci_spec::runtime::{Linux, Spec};
+use oci_spec::runtime::{Capability, Linux, Spec};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -61,7 +61,7 @@ pub(super) fn plan(spec: &Spec, linux: &Linux, host: &Host, level: Level) -> Res
     if !request.channels.is_empty() {
         let nothing = channel::Facts::default();
         let facts = host.channels.as_deref().unwrap_or(&nothing);
-        let join = channel::grant(&request, facts, |key| annotations.get(key))?;
+        let join = channel::grant(&request, facts, has_admin(spec), |key| annotations.get(key))?;
         // The pages of a channel count for the cgroup of who writes them.
         let bounded = memory_limit(linux);
         let level = match level {
@@ -82,6 +82,16 @@ pub(super) fn plan(spec: &Spec, linux: &Linux, host: &Host, level: Level) -> Res
     }
     planned.request = Some(request);
     Ok(planned)
+}
+
+/// Whether the container's processes may get CAP_SYS_ADMIN.
+fn has_admin(spec: &Spec) -> bool {
+    let caps = spec
+        .process()
+        .as_ref()
+        .and_then(|p| p.capabilities().as_ref());
+    let bounding = caps.and_then(|caps| caps.bounding().as_ref());
+    bounding.is_some_and(|set| set.contains(&Capability::SysAdmin))
 }
 
 fn memory_limit(linux: &Linux) -> bool {

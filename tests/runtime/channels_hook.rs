@@ -131,8 +131,8 @@ fn what_the_hook_refuses() {
         (
             admin,
             "t-x:ro",
-            OPEN,
-            "with which it could make it rw; use the runtime isorun",
+            "[[rule]]\nname = \"look\"\nchannels = [\"t-*\"]\naccess = \"ro\"\n",
+            "allows ro, and the container has CAP_SYS_ADMIN, with which it could make it rw",
         ),
     ] {
         let bundle = hooked(bundle, json!({"io.isorun.channels": channels}));

@@ -199,3 +199,42 @@ fn a_failure_after_the_join_leaves_the_channel() {
     assert_eq!(out.text(), ".lock\n0");
     bundle.assert_gone();
 }
+
+/// What somebody else has mounted on a channel is not taken away, and keeps no container from being deleted.
+#[test]
+fn what_is_mounted_over_a_channel() {
+    isorun_only!("channels are isorun's");
+    let mut bundle = Bundle::sh("exec sleep 100");
+    bundle.set("/annotations", json!({"io.isorun.channels": "t-x"}));
+    let script = "runtime run --detach --bundle $B $ID; mount -t tmpfs other $C/t-x\n\
+         runtime delete --force $ID; runtime list -q; grep -c ' other ' /proc/self/mountinfo\n\
+         runtime run --detach --bundle $B $ID && exit 9\n\
+         runtime channel gc; runtime channel remove t-x && exit 9\n\
+         grep -c ' other ' /proc/self/mountinfo; runtime channel remove --force t-x; ls -A $C";
+    let out = apart(&bundle, OPEN, script).ok();
+    assert_eq!(out.stdout, "1\nnothing to remove\n1\n.lock\n", "{out:#?}");
+    for says in [
+        "isorun channel gc tries it again",
+        "channel t-x: something else is mounted on /run/isorun/channels/t-x; unmount it",
+        "channel t-x stays: ",
+    ] {
+        assert!(out.stderr.contains(says), "{says}: {out:#?}");
+    }
+    bundle.assert_gone();
+}
+
+/// Read-only by a rule holds: who could make the mount writable again does not get in.
+#[test]
+fn read_only_by_a_rule_is_not_for_who_may_remount() {
+    isorun_only!("channels are isorun's");
+    let rule = "[[rule]]\nname = \"look\"\nchannels = [\"t-*\"]\naccess = \"ro\"\n";
+    let mut bundle = Bundle::sh("true");
+    bundle.set("/annotations", json!({"io.isorun.channels": "t-x:ro"}));
+    let caps = json!(["CAP_SYS_ADMIN"]);
+    bundle.set("/process/capabilities", json!({"bounding": caps}));
+    let out = apart(&bundle, rule, "runtime run --bundle $B $ID && exit 9; true").ok();
+    let says = "rule \"look\" (/etc/isorun/channels.d/10-test.toml) allows ro, and the container has CAP_SYS_ADMIN";
+    assert!(out.stderr.contains(says), "{out:#?}");
+    bundle.set("/process/capabilities", json!({"bounding": ["CAP_CHOWN"]}));
+    apart(&bundle, rule, "runtime run --bundle $B $ID").ok();
+}
