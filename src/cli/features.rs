@@ -9,6 +9,9 @@ use crate::exit::Exit;
 use crate::seccomp;
 use crate::spec::{SeccompLists, features};
 
+/// isorun's own: levels of degradation, tensor channels.
+const OWN_ANNOTATIONS: &str = "io.isorun.";
+
 pub const ENTRY: Entry = Entry {
     name: "features",
     about: "Print as JSON what this isorun supports",
@@ -24,6 +27,9 @@ fn run(_: &Global, _: &ArgMatches) -> Result<Exit> {
         known_flags: seccomp::FLAGS,
         supported_flags: &seccomp::supported_flags(),
     };
-    print_json(&features(Some(seccomp), &[PROPERTY_ANNOTATIONS]))?;
+    print_json(&features(
+        Some(seccomp),
+        &[OWN_ANNOTATIONS, PROPERTY_ANNOTATIONS],
+    ))?;
     Ok(Exit::Success)
 }

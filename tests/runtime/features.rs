@@ -204,7 +204,7 @@ fn versions_switches_and_annotations() {
         ("/linux/mountExtensions/idmap/enabled", json!(true)),
         (
             "/potentiallyUnsafeConfigAnnotations",
-            json!(["org.systemd.property."]),
+            json!(["io.isorun.", "org.systemd.property."]),
         ),
         (
             "/annotations/io.isorun.version",
