@@ -229,6 +229,13 @@ fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
     }
     let late = !options.bind && (fstype == "tmpfs" || target == "/dev");
     if !context.rules {
+        if options.tmpcopyup && fstype == "tmpfs" && target == "/dev" {
+            return Err(Error::spec(
+                format!("{field}.options"),
+                "the degradation \"device-rules\" cannot be had with tmpcopyup on /dev: the image's devices \
+                 would be among the container's own",
+            ));
+        }
         without_devices(&fstype, &mut options);
     }
     if unmapped::is_lost(&context.asked.without) && options.bind {
@@ -277,13 +284,14 @@ fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
 fn without_devices(fstype: &str, options: &mut MountOptions) {
     options.clear &= !attr::NODEV;
     options.recursive_clear &= !attr::NODEV;
-    // In these nobody makes a node but the runtime, and devpts has no others than terminals.
+    // In these nobody makes a node but the runtime, and devpts has no others than terminals; tmpcopyup
+    // makes those that the image has.
     let own = [
         "cgroup", "cgroup2", "devpts", "mqueue", "proc", "sysfs", "tmpfs",
     ];
     if options.recursive_bind {
         options.recursive_set |= attr::NODEV;
-    } else if options.bind || options.remount || !own.contains(&fstype) {
+    } else if options.bind || options.remount || !own.contains(&fstype) || options.tmpcopyup {
         options.set |= attr::NODEV;
     }
 }

@@ -5,7 +5,7 @@
 //! the root is the host's `/`, and read-only; bind mounts are of a path onto itself, and say what may be
 //! changed; masked paths and those that a new file system would cover are left out of what may be read.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Process as SpecProcess, Spec};
 
@@ -167,63 +167,176 @@ pub(super) fn asks(linux: &Linux, kind: LinuxNamespaceType) -> bool {
     listed.any(|namespace| namespace.typ() == kind)
 }
 
-/// What Landlock allows, and the paths that nothing is allowed on.
-///
-/// # Errors
-/// A bind mount from one path to another; a path that is to be read-only below one that may be changed.
-pub(super) fn rules(spec: &Spec) -> Result<(Vec<Rule>, Vec<String>)> {
-    let rule = |path: &str, may: &[May]| Rule {
-        path: path.to_string(),
-        may: may.to_vec(),
-    };
-    let mut rules = vec![rule("/", &[May::Read, May::Execute])];
-    let clean = |path: &str| format!("/{}", names::clean(path));
-    let linux = spec.linux().as_ref();
-    let masked = linux.and_then(|linux| linux.masked_paths().as_ref());
-    let mut hidden: Vec<String> = masked
-        .into_iter()
-        .flatten()
-        .map(|path| clean(path))
-        .collect();
-    let readonly = linux.and_then(|linux| linux.readonly_paths().as_ref());
+/// A path by its name, and without the links on the way to it.
+struct Known {
+    name: String,
+    real: PathBuf,
+}
+
+impl Known {
+    /// What is not there yet is where the last directory on the way to it is.
+    fn of(path: &str) -> Self {
+        let name = format!("/{}", names::clean(path));
+        let whole = Path::new(&name);
+        let there = whole.ancestors().find_map(|ancestor| {
+            let real = ancestor.canonicalize().ok()?;
+            Some(real.join(whole.strip_prefix(ancestor).ok()?))
+        });
+        let real = there.unwrap_or_else(|| whole.to_path_buf());
+        Self { name, real }
+    }
+
+    /// Whether it is `other` or below it, by one of its names.
+    fn is_in(&self, other: &Self) -> bool {
+        let other = [Path::new(&other.name), &other.real];
+        let own = [Path::new(&self.name), &self.real];
+        own.iter()
+            .any(|own| other.iter().any(|other| own.starts_with(other)))
+    }
+}
+
+/// What the mounts say of paths of the host.
+#[derive(Default)]
+struct Mounted {
+    writable: Vec<Known>,
+    /// Those that are read-only by an option of theirs.
+    readonly: Vec<Known>,
+    /// In the order of the mounts.
+    rules: Vec<Rule>,
+    hidden: Vec<String>,
+}
+
+impl Mounted {
+    /// Something else is mounted over `target`.
+    fn cover(&mut self, target: &Known) {
+        for list in [&mut self.writable, &mut self.readonly] {
+            list.retain(|one| !one.is_in(target));
+        }
+        self.rules
+            .retain(|rule| !Known::of(&rule.path).is_in(target));
+    }
+
+    /// Notes a mount that is read-only, or one that may be changed.
+    ///
+    /// # Errors
+    /// A read-only one in, or over, one that may be changed: Landlock adds up what is allowed on the way to
+    /// a file, so that it could be changed, too.
+    fn note(&mut self, field: &str, target: Known, readonly: bool) -> Result<()> {
+        let both = |readonly: &Known, writable: &Known| {
+            let (readonly, writable) = (&readonly.name, &writable.name);
+            let why = format!("{readonly} is to be read-only, and {writable} may be changed");
+            refuse(field, &why)
+        };
+        match readonly {
+            true => {
+                let mut others = self.writable.iter();
+                let other = others.find(|other| target.is_in(other) || other.is_in(&target));
+                if let Some(other) = other {
+                    return Err(both(&target, other));
+                }
+                self.readonly.push(target);
+            }
+            false => {
+                if let Some(other) = self.readonly.iter().find(|other| other.is_in(&target)) {
+                    return Err(both(other, &target));
+                }
+                self.writable.push(target);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is allowed by the mounts.
+fn mounted(spec: &Spec, readonly: &[Known]) -> Result<Mounted> {
+    let mut all = Mounted::default();
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
         let field = format!("mounts[{index}]");
         let options = parse_mount(index, mount)?;
-        let target = clean(&mount.destination().to_string_lossy());
+        let target = Known::of(&mount.destination().to_string_lossy());
         let kind = mount.typ().clone().unwrap_or_default();
         if options.remount {
             return Err(refuse(&field, "nothing is mounted that could be changed"));
         }
+        let set = options.set | options.recursive_set;
         if !options.bind {
+            all.cover(&target);
             if !SEEN.contains(&kind.as_str()) {
-                // It would cover what was mounted there before.
-                rules
-                    .retain(|rule| rule.path == "/" || !Path::new(&rule.path).starts_with(&target));
-                hidden.push(target);
+                all.hidden.push(target.name);
+            } else if set & attr::RDONLY != 0 {
+                all.note(&field, target, true)?;
             }
             continue;
         }
         let source = mount.source().clone().unwrap_or_default();
-        if source != Path::new(&target) || options.idmap.is_some() || mount.uid_mappings().is_some()
+        if source != Path::new(&target.name)
+            || options.idmap.is_some()
+            || mount.uid_mappings().is_some()
         {
             return Err(refuse(
                 &field,
                 "a path is only shown where it is, with its owners",
             ));
         }
+        // The kernel executes nothing in its own file systems (SB_I_NOEXEC), whatever their mounts say.
+        let mut kernels = ["/proc", "/sys"].iter();
+        let kernels = kernels.any(|own| target.real.starts_with(own));
+        for (flag, option, held) in [
+            (attr::NOEXEC, "noexec", kernels),
+            (attr::NOSYMFOLLOW, "nosymfollow", false),
+        ] {
+            if set & flag != 0 && !held {
+                let why = format!("nothing is mounted that {option} could be a flag of");
+                return Err(refuse(&format!("{field}.options"), &why));
+            }
+        }
         let mut may = vec![May::Read, May::Execute];
-        if (options.set | options.recursive_set) & attr::RDONLY == 0 {
-            let mut below = readonly.into_iter().flatten().map(|path| clean(path));
-            if let Some(path) = below.find(|path| Path::new(path).starts_with(&target)) {
-                return Err(refuse(
-                    &field,
-                    &format!("{path} below it is to be read-only"),
-                ));
+        let writable = set & attr::RDONLY == 0;
+        if writable {
+            if target.name == "/" {
+                return Err(refuse(&field, "the host's / is only read"));
+            }
+            if let Some(path) = readonly.iter().find(|path| path.is_in(&target)) {
+                let why = format!("{} below it is to be read-only", path.name);
+                return Err(refuse(&field, &why));
             }
             may.push(May::Change);
         }
-        rules.push(rule(&target, &may));
+        all.rules.push(rule(&target.name, &may));
+        all.note(&field, target, !writable)?;
     }
+    Ok(all)
+}
+
+fn rule(path: &str, may: &[May]) -> Rule {
+    Rule {
+        path: path.to_string(),
+        may: may.to_vec(),
+    }
+}
+
+/// What Landlock allows, and the paths that nothing is allowed on.
+///
+/// # Errors
+/// A bind mount from one path to another, or with a flag that there would have to be a mount for; a path that
+/// is to be read-only in one that may be changed, or over it.
+pub(super) fn rules(spec: &Spec) -> Result<(Vec<Rule>, Vec<String>)> {
+    let linux = spec.linux().as_ref();
+    let known = |list: Option<&Vec<String>>| -> Vec<Known> {
+        list.into_iter()
+            .flatten()
+            .map(|path| Known::of(path))
+            .collect()
+    };
+    let masked = known(linux.and_then(|linux| linux.masked_paths().as_ref()));
+    let readonly = known(linux.and_then(|linux| linux.readonly_paths().as_ref()));
+    let Mounted {
+        rules: own,
+        mut hidden,
+        ..
+    } = mounted(spec, &readonly)?;
+    let mut rules = vec![rule("/", &[May::Read, May::Execute])];
+    rules.extend(own);
     let devices = super::mounts::DEFAULT_DEVICES
         .iter()
         .filter(|(name, ..)| *name != "tty");
@@ -234,11 +347,11 @@ pub(super) fn rules(spec: &Spec) -> Result<(Vec<Rule>, Vec<String>)> {
         )
     }));
     // Masks come last, over all that is mounted below them.
-    let is_masked = |path: &str| {
-        let mut masked = masked.into_iter().flatten();
-        masked.any(|hidden| Path::new(path).starts_with(clean(hidden)))
-    };
-    rules.retain(|rule| !is_masked(&rule.path));
+    rules.retain(|rule| {
+        let path = Known::of(&rule.path);
+        !masked.iter().any(|masked| path.is_in(masked))
+    });
+    hidden.extend(masked.into_iter().map(|path| path.name));
     hidden.sort();
     hidden.dedup();
     Ok((rules, hidden))
@@ -381,5 +494,109 @@ mod tests {
         assert!(elsewhere.unwrap_err().to_string().contains("root.path"));
         let other = specification(&spec(|_| {}), Path::new("/"), 1001);
         assert!(other.unwrap_err().to_string().contains("process.user.uid"));
+    }
+
+    /// What mounts of these paths with these options, each onto itself, come to.
+    fn binds(mounts: &[(&str, &[&str])]) -> Result<(Vec<Rule>, Vec<String>)> {
+        let mounts: Vec<_> = mounts
+            .iter()
+            .map(|(path, options)| {
+                let kind = match options.contains(&"bind") {
+                    true => "bind",
+                    false => options[0],
+                };
+                serde_json::json!({"destination": path, "type": kind, "source": path, "options": options[1..]})
+            })
+            .collect();
+        rules(&spec(|spec| {
+            spec["mounts"] = serde_json::Value::from(mounts.clone());
+        }))
+    }
+
+    #[test]
+    fn nothing_read_only_meets_what_may_be_changed() {
+        let (rw, ro) = (&["bind", "bind"][..], &["bind", "bind", "ro"][..]);
+        let sys = &["sysfs", "ro"][..];
+        for refused in [
+            &[("/w", rw), ("/w/deep", ro)][..],
+            &[("/w/deep", ro), ("/w", rw)],
+            &[("/w", rw), ("/w", ro)],
+            &[("/w", ro), ("/w", rw)],
+            &[("/w/deep", rw), ("/w", ro)],
+            &[("/w", rw), ("/w/deep", &["bind", "rbind", "rro"][..])],
+            &[("/sys", sys), ("/sys", rw)],
+            &[("/sys/fs", rw), ("/sys/fs/cgroup", &["cgroup", "ro"][..])],
+        ] {
+            let error = binds(refused).unwrap_err().to_string();
+            for said in ["mounts[1]", "is to be read-only", "may be changed"] {
+                assert!(error.contains(said), "{refused:?}: {error}");
+            }
+        }
+        for fine in [
+            &[("/w", ro), ("/w/deep", rw)][..],
+            &[("/w", rw), ("/www", ro)],
+            &[("/sys", &["bind", "rbind", "noexec", "ro"][..])],
+            &[("/w/deep", rw), ("/w", &["tmpfs"][..]), ("/w/deep", ro)],
+        ] {
+            binds(fine).unwrap();
+        }
+        let covered = binds(&[("/sys/fs", rw), ("/sys", sys)]).unwrap();
+        assert!(covered.0.iter().all(|rule| rule.path != "/sys/fs"));
+        let error = binds(&[("/", rw)]).unwrap_err().to_string();
+        assert!(error.contains("mounts[0]"), "{error}");
+        for option in ["noexec", "nosymfollow", "rnoexec"] {
+            let error = binds(&[("/w", &["bind", "rbind", option])]).unwrap_err();
+            let said = "mounts[0].options: the degradation \"userns-user\"";
+            assert!(error.to_string().contains(said), "{error}");
+        }
+    }
+
+    /// A directory, and a link to it beside it; removed with this value.
+    struct Linked(PathBuf);
+
+    impl Linked {
+        fn new() -> Self {
+            let name = format!("isorun-sandbox-links-{}", std::process::id());
+            let dir = std::env::temp_dir().canonicalize().unwrap().join(name);
+            let _ = std::fs::remove_dir_all(&dir);
+            std::fs::create_dir_all(dir.join("work")).unwrap();
+            std::os::unix::fs::symlink("work", dir.join("link")).unwrap();
+            Self(dir)
+        }
+
+        fn at(&self, path: &str) -> String {
+            self.0.join(path).to_str().unwrap().to_string()
+        }
+    }
+
+    impl Drop for Linked {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_link_is_what_it_leads_to() {
+        let dir = Linked::new();
+        let (work, deep) = (dir.at("work"), dir.at("work/deep"));
+        let at = dir.at("link/deep");
+        let with = |list: &str, paths: &[&str]| {
+            rules(&spec(|spec| {
+                spec["mounts"] = serde_json::json!([
+                    {"destination": work, "type": "bind", "source": work, "options": ["bind"]},
+                    {"destination": deep, "type": "bind", "source": deep, "options": ["bind"]}
+                ]);
+                spec["linux"][list] = serde_json::json!(paths);
+            }))
+        };
+        let error = with("readonlyPaths", &[&at]).unwrap_err().to_string();
+        assert!(error.contains("below it is to be read-only"), "{error}");
+        let (rules, hidden) = with("maskedPaths", &[&at]).unwrap();
+        assert_eq!(hidden, [at.as_str()]);
+        assert!(rules.iter().any(|rule| rule.path == work));
+        assert!(rules.iter().all(|rule| rule.path != deep), "{rules:?}");
+        let (rw, ro) = (&["bind", "bind"][..], &["bind", "bind", "ro"][..]);
+        let error = binds(&[(&work, rw), (&at, ro)]).unwrap_err().to_string();
+        assert!(error.contains("mounts[1]"), "{error}");
     }
 }

@@ -144,6 +144,12 @@ fn mount(maps: &Maps, index: usize, mount: &SpecMount) -> Result<SpecMount> {
     }
     let mut new = mount.clone();
     let kind = mount.typ().clone().unwrap_or_default();
+    if options.remount && !options.bind {
+        return refuse(
+            ".options",
+            "a remount without \"bind\" changes the host's own file system",
+        );
+    }
     if options.bind || options.remount {
         return Ok(new);
     }
@@ -258,6 +264,11 @@ mod tests {
                 good.clone(),
                 serde_json::json!([{"destination": "/d", "type": "ext4", "source": "/dev/sda"}]),
                 "mounts[0].type",
+            ),
+            (
+                good.clone(),
+                serde_json::json!([{"destination": "/d", "source": "x", "options": ["remount", "ro"]}]),
+                "mounts[0].options",
             ),
             (
                 good,

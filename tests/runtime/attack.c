@@ -146,6 +146,10 @@ static int attempt(const char *what, const char *with)
         return socketed(AF_NETLINK, SOCK_RAW, 0);
     if (!strcmp(what, "unix"))
         return socketed(AF_UNIX, SOCK_STREAM, 0);
+    if (!strcmp(what, "pair"))
+        return socketpair(AF_UNIX, atoi(with), 0, (int[2]){0});
+    if (!strcmp(what, "keys"))
+        return syscall(SYS_keyctl, 0, -3, 0) < 0 && errno != ENOKEY ? -1 : 0;
     if (!strcmp(what, "abstract"))
         return connected(with, 1);
     if (!strcmp(what, "connect"))

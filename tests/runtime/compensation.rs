@@ -438,6 +438,7 @@ fn without_a_user_namespace_as_root() {
         "umount=/proc/keys",
         "setuid=5",
         "uring",
+        "keys",
         &newuser,
         &clone3,
     ];
@@ -596,8 +597,12 @@ fn without_device_rules() {
     bundle.mount("/nodes", "bind", &source, &["rbind", "rw"]);
     let listed = json!({"path": "/dev/log", "type": "c", "major": 1, "minor": 11});
     bundle.push("/linux/devices", listed);
+    std::fs::create_dir(bundle.rootfs("/copied")).unwrap();
+    node(bundle.rootfs("/copied/log"));
+    bundle.mount("/copied", "tmpfs", "tmpfs", &["tmpcopyup"]);
     let tries = [
         "write=/log",
+        "write=/copied/log",
         "write=/nodes/log",
         "mknod=/tmp/log:1:11",
         "remount=/",
@@ -644,6 +649,13 @@ fn without_device_rules() {
         libc::ENOENT,
         "the rules refuse it: left out"
     );
+
+    let mounts = bundle.config["mounts"].clone();
+    bundle.mount("/dev", "tmpfs", "tmpfs", &["tmpcopyup"]);
+    let out = run_without_rules(&mut bundle, "any", &[]).code(1);
+    assert!(out.stderr.contains("tmpcopyup on /dev"), "{out:#?}");
+    bundle.assert_gone();
+    bundle.set("/mounts", mounts);
 
     bundle.args(&["sleep", "1000"]);
     run_without_rules(&mut bundle, "any", &["--detach"]).ok();

@@ -97,6 +97,9 @@ fn an_attacker_in_the_sandbox() {
         format!("connect={}", path.display()),
         "inet".into(),
         "unix".into(),
+        "pair=2".into(),
+        "pair=3".into(),
+        "keys".into(),
         "shm".into(),
         "create=/dev/shm/isotest-sandbox".into(),
         "read=/proc/keys".into(),
@@ -146,6 +149,8 @@ fn an_attacker_in_the_sandbox() {
     let old = format!("remove={}/old", home.work.display());
     let fine = [
         new.as_str(),
+        "pair=1",
+        "pair=5",
         "write=/dev/null",
         "read=/etc/passwd",
         "read=/proc/meminfo",
@@ -194,6 +199,8 @@ fn what_a_sandbox_cannot_hold() {
     let good = bundle.config.clone();
     let work = home.work.to_str().unwrap();
     let bind = |source: &str| json!({"destination": "/mnt", "type": "bind", "source": source, "options": ["rbind", "ro"]});
+    let onto = |path: &str, option: &str| json!({"destination": path, "type": "bind", "source": path, "options": ["rbind", option]});
+    let deep = format!("{work}/deep");
     for (pointer, value, said) in [
         ("/root/path", json!("rootfs"), "root.path"),
         ("/root/readonly", json!(false), "root.readonly"),
@@ -207,6 +214,16 @@ fn what_a_sandbox_cannot_hold() {
             "/linux/sysctl",
             json!({"kernel.domainname": "x"}),
             "linux.sysctl",
+        ),
+        (
+            "/mounts",
+            json!([onto(work, "rw"), onto(&deep, "ro")]),
+            "mounts[1]",
+        ),
+        (
+            "/mounts",
+            json!([onto(work, "noexec")]),
+            "mounts[0].options",
         ),
     ] {
         bundle.config = good.clone();

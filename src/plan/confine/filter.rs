@@ -188,9 +188,17 @@ const IO_URING: Refusal = Refusal {
     errno: libc::ENOSYS,
 };
 
+/// Keys, which belong to a user, and so to all that the user runs.
+const KEYS: Refusal = Refusal {
+    what: "keys",
+    calls: &["add_key", "keyctl", "request_key"],
+    when: &[],
+    errno: libc::EPERM,
+};
+
 /// What reaches out of a process sandbox, where Landlock does not look: other processes, keys, a terminal's
 /// input, and everything about files but their contents and names, which is part of a read-only root.
-const SANDBOX: [Refusal; 6] = [
+const SANDBOX: [Refusal; 7] = [
     Refusal {
         what: "tracing",
         calls: &[
@@ -205,10 +213,23 @@ const SANDBOX: [Refusal; 6] = [
         when: &[],
         errno: libc::EPERM,
     },
+    KEYS,
     Refusal {
-        what: "keys",
-        calls: &["add_key", "keyctl", "request_key"],
-        when: &[],
+        what: "pairs of sockets that can send to others",
+        calls: &["socketpair"],
+        // A datagram names who it is for, whatever the socket is connected to (the kernel takes SOCK_RAW as
+        // one). 0 is no family, and the kernel takes the lower half.
+        when: &[
+            masked(1, SOCK_TYPE, libc::SOCK_DGRAM as u64),
+            masked(1, SOCK_TYPE, libc::SOCK_RAW as u64),
+            masked(0, 0xffff_ffff, 0),
+            When {
+                index: 0,
+                op: LinuxSeccompOperator::ScmpCmpGt,
+                value: libc::AF_UNIX as u64,
+                two: None,
+            },
+        ],
         errno: libc::EPERM,
     },
     Refusal {
@@ -309,7 +330,7 @@ const IPC: Refusal = Refusal {
     errno: libc::EPERM,
 };
 
-/// All sockets, where a network namespace is asked for; pairs of them still are to be had.
+/// All sockets, where a network namespace is asked for; connected pairs of them still are to be had.
 const SOCKETS: Refusal = Refusal {
     what: "sockets",
     calls: &["socket"],
@@ -344,7 +365,7 @@ const RAW_IP: [[When; 2]; 2] = [
 pub(super) fn supplement(rows: &[Feature], linux: &Linux) -> Result<Supplement> {
     let mut refusals: Vec<&Refusal> = vec![&MOUNTS, &KERNEL];
     if rows.contains(&Feature::UsernsRoot) {
-        refusals.extend(NAMESPACES.iter().chain([&SURFACE, &IO_URING]));
+        refusals.extend(NAMESPACES.iter().chain([&SURFACE, &IO_URING, &KEYS]));
     }
     if rows.contains(&Feature::UsernsUser) {
         refusals.extend(NAMESPACES.iter().chain([&SURFACE, &IO_URING]));

@@ -151,7 +151,25 @@ fn the_filter_refuses_what_it_says() {
 
 #[cfg(target_arch = "x86_64")]
 #[test]
+fn keys_are_for_nobody_without_a_user_namespace() {
+    let refused = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    let filter = |row| {
+        let made = filter::supplement(&[row], &Linux::default()).unwrap();
+        made.program.instructions
+    };
+    let root = filter(Feature::UsernsRoot);
+    let apparmor = filter(Feature::Apparmor);
+    for call in [libc::SYS_keyctl, libc::SYS_add_key, libc::SYS_request_key] {
+        assert_eq!(verdict(&root, call, [0, 0]), refused, "{call}");
+        let said = verdict(&apparmor, call, [0, 0]);
+        assert_eq!(said, libc::SECCOMP_RET_ALLOW, "{call}");
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
 fn the_filter_of_the_sandbox() {
+    const CLOEXEC: u64 = libc::SOCK_CLOEXEC as u64;
     let refused = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
     let allow = libc::SECCOMP_RET_ALLOW;
     let linux = |kinds: &[&str]| -> Linux {
@@ -182,6 +200,12 @@ fn the_filter_of_the_sandbox() {
         (libc::SYS_keyctl, [0, 0], refused),
         (libc::SYS_unshare, [libc::CLONE_NEWUSER as u64, 0], refused),
         (libc::SYS_socketpair, [1, 1], allow),
+        (libc::SYS_socketpair, [1, 5 | CLOEXEC], allow),
+        (libc::SYS_socketpair, [1, 2], refused),
+        (libc::SYS_socketpair, [1, 2 | CLOEXEC], refused),
+        (libc::SYS_socketpair, [1, 3], refused),
+        (libc::SYS_socketpair, [0x1_0000_0000, 1], refused),
+        (libc::SYS_socketpair, [libc::AF_TIPC as u64, 1], refused),
         (libc::SYS_socket, [libc::AF_UNIX as u64, 1], refused),
         (libc::SYS_seccomp, [1, 0], allow),
     ] {

@@ -314,7 +314,7 @@ pub const TABLE: &[Row] = &[
         level: Some(Level::Any),
         compensation: By(
             "no capabilities; no_new_privs; Landlock and a supplementary system call filter refuse mounts, \
-             device nodes, changes of the kernel, user namespaces and tracing across their border; only \
+             device nodes, changes of the kernel, keys, user namespaces and tracing across their border; only \
              file systems that a user namespace may mount; flags of bound mounts stay. The price: the \
              program cannot change its ids nor the owners of files, no setuid programs, no mounts inside, \
              no io_uring, and processes of different execs cannot trace each other",
@@ -336,8 +336,8 @@ pub const TABLE: &[Row] = &[
              changed, masked paths and those of new file systems are out of reach, as are signals to and \
              abstract sockets of others; no_new_privs; a system call filter refuses tracing, keys, changes \
              of mode, owner and times, user namespaces, what an IPC or network namespace was to keep apart, \
-             UNIX sockets, io_uring, and changes of the kernel. The price: no namespaces, host name, \
-             terminal or devices of its own, directories on the way to what is out of reach cannot be \
+             UNIX sockets but connected pairs, io_uring, and changes of the kernel. The price: no namespaces, \
+             host name, terminal or devices of its own, directories on the way to what is out of reach cannot be \
              listed, processes in /proc are not seen, and executed processes cannot signal each other",
         ),
         remedy: "allow user namespaces: user.max_user_namespaces, kernel.unprivileged_userns_clone, \
