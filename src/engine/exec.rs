@@ -175,7 +175,7 @@ fn plan(request: &ExecRequest, record: &Record) -> Result<Joined> {
         }
     };
     let notes = crate::spec::check_process(&process, &spec).map_err(|error| error.in_file(file))?;
-    let mut without = made_without(record);
+    let mut without = made_without(record)?;
     let mut landlock = match without.is_empty() {
         true => 0,
         false => crate::host::landlock(),
@@ -192,6 +192,17 @@ fn plan(request: &ExecRequest, record: &Record) -> Result<Joined> {
         }
         lost = crate::plan::labels::check(&linux, &process, &lsm, level, landlock)
             .map_err(|error| error.in_file(file))?;
+    }
+    let has = |feature| without.iter().any(|known: &Lost| known.feature == feature);
+    if lost.is_some() && !has(Feature::Apparmor) {
+        // What of it is mounts, read-only and hidden, only who makes the container can mount.
+        return Err(Error::spec(
+            "process.apparmorProfile",
+            "the degradation \"apparmor\" cannot be had in exec alone: the container was made without it, so \
+             that nothing in it is read-only or hidden in the place of a profile",
+        )
+        .remedy("give the container a profile, too, or leave this one out")
+        .in_file(file));
     }
     without.extend(lost.as_ref().map(Lost::from));
     for note in notes {
@@ -215,13 +226,21 @@ fn plan(request: &ExecRequest, record: &Record) -> Result<Joined> {
 }
 
 /// What the container was made without, and has something else for.
-fn made_without(record: &Record) -> Vec<Lost> {
-    let degradations = record.degraded.iter();
-    degradations
-        .filter_map(|value| serde_json::from_value::<Degradation>(value.clone()).ok())
-        .map(|known| Lost::from(&known))
-        .filter(|lost| lost.feature.is_confined())
-        .collect()
+///
+/// # Errors
+/// An entry of the record that cannot be read: it may be of a loss that has to be made up for.
+fn made_without(record: &Record) -> Result<Vec<Lost>> {
+    let known = |value: &serde_json::Value| {
+        let known: Degradation = serde_json::from_value(value.clone()).map_err(|error| {
+            let why = format!("the record of what was degraded: {error}");
+            Error::new(Kind::State, why)
+                .remedy("the container was made by another version of isorun: make it again")
+        })?;
+        Ok(Lost::from(&known))
+    };
+    let all: Vec<Lost> = record.degraded.iter().map(known).collect::<Result<_>>()?;
+    let confined = all.into_iter().filter(|lost| lost.feature.is_confined());
+    Ok(confined.collect())
 }
 
 fn of_container(spec: &Spec) -> Result<Process> {
@@ -563,4 +582,18 @@ fn vanished() -> Error {
     .remedy(
         "it was killed, or the container has stopped or is short of memory: see the kernel's log",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loss_that_cannot_be_read_is_not_passed_over() {
+        let mut record = Record::new("x", "/b".as_ref(), "/b/r".as_ref(), "1.2.0").unwrap();
+        assert!(made_without(&record).unwrap().is_empty());
+        record.degraded = vec![serde_json::json!({"row": "of-tomorrow"})];
+        let error = made_without(&record).unwrap_err().to_string();
+        assert!(error.contains("another version of isorun"), "{error}");
+    }
 }

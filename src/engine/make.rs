@@ -108,6 +108,7 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
             channel: None,
             waits: false,
             stage: None,
+            hooked: false,
             lost: None,
             seen: false,
             terminal,
@@ -231,6 +232,8 @@ pub(super) struct Making<'a> {
     lost: Option<Feature>,
     /// Something of it was seen by others: a failure is final.
     seen: bool,
+    /// Hooks of the container have run, which may have deleted it.
+    hooked: bool,
     /// Where the terminal goes.
     terminal: Destination,
     /// The relay of a terminal that stays here.
@@ -327,6 +330,10 @@ impl Making<'_> {
         // The child is at work meanwhile: this costs no time.
         dir.keep_config(config)?;
         self.converse(&mut record, dir, mode)?;
+        if self.hooked {
+            // By a hook that ran on while the child went on.
+            self.not_deleted(dir)?;
+        }
         self.channel = None;
         record.phase = Phase::Made;
         dir.save(&record)?;
@@ -443,7 +450,13 @@ impl Making<'_> {
     }
 
     /// Lets the child go on, unless one of the container's hooks has deleted it.
-    fn after_hooks(&self, dir: &Dir) -> Result<()> {
+    fn after_hooks(&mut self, dir: &Dir) -> Result<()> {
+        self.hooked = true;
+        self.not_deleted(dir)?;
+        self.go()
+    }
+
+    fn not_deleted(&self, dir: &Dir) -> Result<()> {
         match dir.is_deleted() {
             true => Err(Error::new(
                 Kind::State,
@@ -452,7 +465,7 @@ impl Making<'_> {
                     self.plan.id
                 ),
             )),
-            false => self.go(),
+            false => Ok(()),
         }
     }
 

@@ -193,10 +193,11 @@ pub(super) fn plan(
 
 /// What the profiles of engines for AppArmor keep from being written: files of the kernel in /proc and
 /// /sys that do not belong to a process or a cgroup.
-const READONLY: [&str; 10] = [
+const READONLY: [&str; 13] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/bus",
+    "/proc/dynamic_debug",
     "/proc/fs",
     "/proc/irq",
     "/proc/mtrr",
@@ -204,15 +205,21 @@ const READONLY: [&str; 10] = [
     "/proc/sys",
     "/proc/sysrq-trigger",
     "/sys",
+    // Mounts in /sys, where there are any, stay what they are when /sys becomes read-only.
+    "/sys/fs/bpf",
+    "/sys/fs/pstore",
 ];
 
 /// What they keep from being read.
-const MASKED: [&str; 5] = [
+const MASKED: [&str; 8] = [
     "/proc/kcore",
     "/proc/kmem",
     "/proc/mem",
+    "/proc/sys/fs/binfmt_misc",
     "/sys/firmware",
+    "/sys/kernel/debug",
     "/sys/kernel/security",
+    "/sys/kernel/tracing",
 ];
 
 /// The capabilities that would be power over the host without what is lost.

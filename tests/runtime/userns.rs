@@ -188,3 +188,22 @@ fn flags_of_the_hosts_mounts_cannot_be_taken_off() {
     let out = out.ok();
     assert!(out.stdout.contains("ro,nosuid,nodev"), "{}", out.stdout);
 }
+
+/// Maps that the kernel cannot take are a mistake, and no user namespace that it denies.
+#[test]
+fn maps_that_cannot_be_written() {
+    isorun_only!("degradation is isorun's");
+    let mut bundle = mapped();
+    // One page is what the kernel reads (user_namespaces(7)), and these are more.
+    let ranges =
+        (0..300).map(|at| json!({"containerID": at, "hostID": 2_000_000_000 + at, "size": 1}));
+    let map: serde_json::Value = ranges.collect();
+    bundle
+        .set("/linux/uidMappings", map.clone())
+        .set("/linux/gidMappings", map);
+    bundle.args(&["true"]);
+    let out = crate::degrade::at(&bundle, "any").code(1);
+    assert!(out.stderr.contains("EINVAL"), "{out:#?}");
+    assert!(!out.stderr.contains("degrad"), "{out:#?}");
+    bundle.assert_gone();
+}

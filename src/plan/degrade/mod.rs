@@ -319,6 +319,10 @@ pub fn reborn(
     let Some(errno) = error.errno().map(|errno| errno as i32) else {
         return Err(error);
     };
+    if stage == Stage::Maps && errno == libc::EINVAL {
+        // The kernel's word for maps that it cannot take: the mistake is config.json's, and nothing is denied.
+        return Err(error);
+    }
     let about = |row: &&Row| row.on.contains(&errno) && (row.birth)(stage, &facts, &plan.cgroup);
     match TABLE.iter().find(about) {
         Some(row) => given_up(row.feature, error, plan.level, landlock),
