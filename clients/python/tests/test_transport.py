@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import resource
@@ -615,13 +616,22 @@ class Limits(ChannelTest):
         process = self.process("sys.stdin.readline()\nsubscriber = channel.subscribe('e', timeout=30)\nprint('ready')\n"
                                "print(subscriber.receive(30).tensor.tobytes())")
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors() - 1, limit[1]))
+        # What is garbage would be free in the midst of it, and numbers that were closed before are free already.
+        gc.collect()
+        taken = []
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors() + 8, limit[1]))
         try:
+            with self.assertRaises(OSError) as full:
+                while True:
+                    taken.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+            self.assertEqual(full.exception.errno, errno.EMFILE)
             process.tell()
             time.sleep(0.3)
             self.assertEqual(publisher.subscribers, 0)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+            for descriptor in taken:
+                os.close(descriptor)
         publisher.wait_for_subscribers(1, 20)
         publisher.publish(ic.tensor(b"x"))
         self.assertEqual(process.line(), "ready")
