@@ -4,12 +4,11 @@
 //! decides nothing: a step is done, or one of its alternatives, or the child says what failed and
 //! ends.
 
-use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::sys::signal::SigSet;
 use nix::sys::stat::Mode;
 
 use super::hooks::{self, HookState};
@@ -575,32 +574,6 @@ impl Child<'_> {
     }
 
     fn exec(&mut self) -> Result<()> {
-        let fail = |what: &str, errno| Error::os("exec", what, errno);
-        let strings = |list: &[String]| {
-            list.iter()
-                .map(|s| CString::new(s.as_str()))
-                .collect::<std::result::Result<Vec<_>, _>>()
-        };
-        let process = &self.plan.process;
-        if process.args.is_empty() {
-            return Err(super::no_process());
-        }
-        let (Ok(args), Ok(env), Ok(path)) = (
-            strings(&process.args),
-            strings(&self.env),
-            CString::new(self.program.as_str()),
-        ) else {
-            return Err(fail(&self.program, Errno::EINVAL));
-        };
-        for fd in 3..3 + self.plan.preserve_fds as i32 {
-            crate::sys::fs::keep_open(fd)
-                .map_err(|errno| fail(&format!("descriptor {fd}"), errno))?;
-        }
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.inherited.signals), None)
-            .map_err(|errno| fail("the signal mask", errno))?;
-        process::default_sigpipe();
-        let Err(errno) = nix::unistd::execve(&path, &args, &env);
-        crate::sys::process::ignore_sigpipe();
-        Err(fail(&self.program, errno))
+        super::execute::program(self.plan, &self.env, &self.program, &self.inherited.signals)
     }
 }

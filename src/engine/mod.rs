@@ -18,6 +18,7 @@ mod copyup;
 mod devices;
 mod events;
 mod exec;
+mod execute;
 mod filter;
 mod foreground;
 mod hook_wait;

@@ -7,8 +7,7 @@ use nix::sys::stat::Mode;
 
 use crate::error::{Error, Kind, Result};
 
-/// PROC_SUPER_MAGIC of linux/magic.h.
-pub const PROC_MAGIC: i64 = 0x9fa0;
+pub use crate::sys::fs::PROC_MAGIC;
 
 /// Writes `value` to the file `name` below /proc, with one write. To be called while `/proc` is the
 /// host's.

@@ -7,6 +7,7 @@
 //! may leave it: that takes away no protection, because there was none.
 
 use std::io::{Error, Write};
+use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 
@@ -33,6 +34,10 @@ fn leave() -> Result<(), Error> {
     };
     // One write, and no file is made.
     let mut file = std::fs::OpenOptions::new().write(true).open(path)?;
+    // Whoever could mount over /proc could turn the write elsewhere: design, section 10.
+    if super::fs::fs_magic(file.as_fd())? != super::fs::PROC_MAGIC {
+        return Err(Error::from_raw_os_error(libc::EACCES));
+    }
     file.write_all(b"changeprofile unconfined")
 }
 

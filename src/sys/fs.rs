@@ -196,6 +196,9 @@ fn fstatfs(fd: BorrowedFd<'_>) -> nix::Result<libc::statfs64> {
     Ok(buffer)
 }
 
+/// PROC_SUPER_MAGIC of linux/magic.h.
+pub const PROC_MAGIC: i64 = 0x9fa0;
+
 /// The type number of the file system that `fd` is on (statfs(2) f_type).
 pub fn fs_magic(fd: BorrowedFd<'_>) -> nix::Result<i64> {
     fstatfs(fd).map(|told| told.f_type)

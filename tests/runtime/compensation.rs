@@ -38,7 +38,7 @@ pub fn landlock(least: i64) -> bool {
 }
 
 /// A bundle with the attacker, a read-only root, and capabilities with which the attempts could be made.
-fn bundle(caps: &[&str]) -> Option<Bundle> {
+pub fn bundle(caps: &[&str]) -> Option<Bundle> {
     let mut bundle = Bundle::new();
     copy_program(attacker()?, &bundle.rootfs("/attack"));
     for kind in ["bounding", "effective", "permitted"] {
@@ -59,7 +59,7 @@ pub fn results(out: &Output) -> BTreeMap<String, i32> {
 }
 
 /// The attempts by a container's first process.
-fn attack(bundle: &mut Bundle, level: &str, tries: &[&str]) -> BTreeMap<String, i32> {
+pub fn attack(bundle: &mut Bundle, level: &str, tries: &[&str]) -> BTreeMap<String, i32> {
     let mut args = vec!["/attack"];
     args.extend(tries);
     bundle.args(&args);
@@ -67,7 +67,7 @@ fn attack(bundle: &mut Bundle, level: &str, tries: &[&str]) -> BTreeMap<String, 
 }
 
 /// The attempts by a process that is executed in a container that runs.
-fn attack_by_exec(bundle: &mut Bundle, level: &str, tries: &[&str]) -> BTreeMap<String, i32> {
+pub fn attack_by_exec(bundle: &mut Bundle, level: &str, tries: &[&str]) -> BTreeMap<String, i32> {
     bundle.args(&["sleep", "1000"]).write();
     let dir = bundle.bundle_dir();
     let dir = dir.to_str().unwrap();
@@ -112,7 +112,7 @@ pub fn told(bundle: &mut Bundle, level: &str, row: &str) -> Value {
 }
 
 /// Refused at the stricter levels, with the row's name and the repair.
-fn refused_below_any(bundle: &mut Bundle, row: &str, remedy: &str) {
+pub fn refused_below_any(bundle: &mut Bundle, row: &str, remedy: &str) {
     bundle.args(&["true"]);
     for level in ["never", "safe"] {
         let out = at(bundle, level).code(1);
@@ -126,10 +126,10 @@ fn refused_below_any(bundle: &mut Bundle, row: &str, remedy: &str) {
 macro_rules! attacked {
     ($caps:expr, $abi:literal) => {{
         isorun_only!("the levels are isorun's");
-        if !landlock($abi) {
+        if !$crate::compensation::landlock($abi) {
             skip!("this kernel has no Landlock from ABI {} on", $abi);
         }
-        match bundle($caps) {
+        match $crate::compensation::bundle($caps) {
             Some(bundle) => bundle,
             None => skip!("there is no C compiler"),
         }
@@ -268,7 +268,7 @@ fn without_landlock() {
 }
 
 /// Puts a filter around the runtime that refuses these calls.
-fn denied(bundle: &mut Bundle, errno: i32, calls: &str) -> Option<()> {
+pub fn denied(bundle: &mut Bundle, errno: i32, calls: &str) -> Option<()> {
     let deny = crate::denied::deny()?.to_str()?.to_string();
     bundle.prefix = vec![deny, errno.to_string(), calls.into()];
     Some(())
@@ -563,109 +563,4 @@ fn ids_without_a_user_namespace() {
     let out = at(&bundle, "any").code(1);
     assert!(out.stderr.contains("mapped to the host's root"), "{out:#?}");
     bundle.assert_gone();
-}
-
-/// A container whose device rules cannot be set: v1's controller is read-only, or eBPF is denied.
-fn run_without_rules(bundle: &mut Bundle, level: &str, flags: &[&str]) -> Output {
-    let script = match crate::harness::view() {
-        crate::harness::View::Hybrid => "mount -o remount,bind,ro /sys/fs/cgroup/devices",
-        crate::harness::View::V2 => {
-            denied(bundle, libc::EPERM, "321").unwrap();
-            ""
-        }
-    };
-    let script = format!("{script}\nexport ISORUN_DEGRADE={level}");
-    let out = crate::harness::run_flags_after(bundle, &script, flags);
-    bundle.prefix.clear();
-    out
-}
-
-#[test]
-fn without_device_rules() {
-    let caps = ["CAP_KILL", "CAP_MKNOD", "CAP_SYS_ADMIN"];
-    let mut bundle = attacked!(&caps, 1);
-    bundle.set("/root/readonly", json!(false));
-    bundle.unset("/linux/readonlyPaths");
-    // The kernel's log: no device that every container has, and writing to it needs no more than the node.
-    let node = |path: PathBuf| {
-        use nix::sys::stat::{Mode, SFlag, makedev, mknod};
-        let mode = Mode::from_bits_truncate(0o666);
-        mknod(&path, SFlag::S_IFCHR, mode, makedev(1, 11)).unwrap();
-    };
-    node(bundle.rootfs("/log"));
-    std::fs::create_dir(bundle.host("nodes")).unwrap();
-    node(bundle.host("nodes/log"));
-    let source = bundle.host("nodes").to_str().unwrap().to_string();
-    bundle.mount("/nodes", "bind", &source, &["rbind", "rw"]);
-    let listed = json!({"path": "/dev/log", "type": "c", "major": 1, "minor": 11});
-    bundle.push("/linux/devices", listed);
-    std::fs::create_dir(bundle.rootfs("/copied")).unwrap();
-    node(bundle.rootfs("/copied/log"));
-    bundle.mount("/copied", "tmpfs", "tmpfs", &["tmpcopyup"]);
-    let tries = [
-        "write=/log",
-        "write=/copied/log",
-        "write=/nodes/log",
-        "mknod=/tmp/log:1:11",
-        "remount=/",
-    ];
-    let fine = ["write=/dev/null", "read=/dev/zero", "create=/tmp/new"];
-    let rules = bundle.config["linux"]["resources"]["devices"].clone();
-    bundle.set(
-        "/linux/resources/devices",
-        json!([{"allow": true, "access": "rwm"}]),
-    );
-    all_done(&attack(&mut bundle, "any", &tries), &tries);
-    std::fs::remove_file(bundle.rootfs("/tmp/log")).unwrap();
-
-    bundle.set("/linux/resources/devices", rules);
-    let args = |bundle: &mut Bundle, tries: &[&str]| {
-        let mut args = vec!["/attack"];
-        args.extend(tries);
-        bundle.args(&args);
-    };
-    for level in ["never", "safe"] {
-        let out = run_without_rules(&mut bundle, level, &[]).code(1);
-        assert!(
-            out.stderr.contains("the degradation \"device-rules\""),
-            "{out:#?}"
-        );
-        bundle.assert_gone();
-    }
-    args(&mut bundle, &tries);
-    let out = run_without_rules(&mut bundle, "any", &[]).ok();
-    assert!(
-        out.stderr.contains("degraded: linux.resources.devices"),
-        "{out:#?}"
-    );
-    all_refused(&results(&out), &tries);
-    args(&mut bundle, &fine);
-    all_done(
-        &results(&run_without_rules(&mut bundle, "any", &[]).ok()),
-        &fine,
-    );
-    args(&mut bundle, &["write=/dev/log"]);
-    let found = results(&run_without_rules(&mut bundle, "any", &[]).ok());
-    assert_eq!(
-        found["write=/dev/log"],
-        libc::ENOENT,
-        "the rules refuse it: left out"
-    );
-
-    let mounts = bundle.config["mounts"].clone();
-    bundle.mount("/dev", "tmpfs", "tmpfs", &["tmpcopyup"]);
-    let out = run_without_rules(&mut bundle, "any", &[]).code(1);
-    assert!(out.stderr.contains("tmpcopyup on /dev"), "{out:#?}");
-    bundle.assert_gone();
-    bundle.set("/mounts", mounts);
-
-    bundle.args(&["sleep", "1000"]);
-    run_without_rules(&mut bundle, "any", &["--detach"]).ok();
-    let exec = |tries: &[&str]| {
-        let mut args = vec!["--degrade=any", "exec", &bundle.id, "/attack"];
-        args.extend(tries);
-        results(&bundle.call(&args).ok())
-    };
-    all_refused(&exec(&tries), &tries);
-    all_done(&exec(&fine), &fine);
 }

@@ -20,7 +20,9 @@ mod channels;
 mod channels_hook;
 mod channels_refused;
 mod channels_rootless;
+#[macro_use]
 mod compensation;
+mod compensation_devices;
 mod concurrency;
 mod degrade;
 mod degrade_levels;

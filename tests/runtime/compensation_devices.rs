@@ -1,0 +1,113 @@
+//! What makes up for device rules that cannot be set, tried by the attacker of compensation.rs.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use crate::compensation::{all_done, all_refused, attack, denied, results};
+use crate::harness::{Bundle, Output};
+
+/// A container whose device rules cannot be set: v1's controller is read-only, or eBPF is denied.
+fn run_without_rules(bundle: &mut Bundle, level: &str, flags: &[&str]) -> Output {
+    let script = match crate::harness::view() {
+        crate::harness::View::Hybrid => "mount -o remount,bind,ro /sys/fs/cgroup/devices",
+        crate::harness::View::V2 => {
+            denied(bundle, libc::EPERM, "321").unwrap();
+            ""
+        }
+    };
+    let script = format!("{script}\nexport ISORUN_DEGRADE={level}");
+    let out = crate::harness::run_flags_after(bundle, &script, flags);
+    bundle.prefix.clear();
+    out
+}
+
+#[test]
+fn without_device_rules() {
+    let caps = ["CAP_KILL", "CAP_MKNOD", "CAP_SYS_ADMIN"];
+    let mut bundle = attacked!(&caps, 1);
+    bundle.set("/root/readonly", json!(false));
+    bundle.unset("/linux/readonlyPaths");
+    // The kernel's log: no device that every container has, and writing to it needs no more than the node.
+    let node = |path: PathBuf| {
+        use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+        let mode = Mode::from_bits_truncate(0o666);
+        mknod(&path, SFlag::S_IFCHR, mode, makedev(1, 11)).unwrap();
+    };
+    node(bundle.rootfs("/log"));
+    std::fs::create_dir(bundle.host("nodes")).unwrap();
+    node(bundle.host("nodes/log"));
+    let source = bundle.host("nodes").to_str().unwrap().to_string();
+    bundle.mount("/nodes", "bind", &source, &["rbind", "rw"]);
+    let listed = json!({"path": "/dev/log", "type": "c", "major": 1, "minor": 11});
+    bundle.push("/linux/devices", listed);
+    std::fs::create_dir(bundle.rootfs("/copied")).unwrap();
+    node(bundle.rootfs("/copied/log"));
+    bundle.mount("/copied", "tmpfs", "tmpfs", &["tmpcopyup"]);
+    let tries = [
+        "write=/log",
+        "write=/copied/log",
+        "write=/nodes/log",
+        "mknod=/tmp/log:1:11",
+        "remount=/",
+    ];
+    let fine = ["write=/dev/null", "read=/dev/zero", "create=/tmp/new"];
+    let rules = bundle.config["linux"]["resources"]["devices"].clone();
+    bundle.set(
+        "/linux/resources/devices",
+        json!([{"allow": true, "access": "rwm"}]),
+    );
+    all_done(&attack(&mut bundle, "any", &tries), &tries);
+    std::fs::remove_file(bundle.rootfs("/tmp/log")).unwrap();
+
+    bundle.set("/linux/resources/devices", rules);
+    let args = |bundle: &mut Bundle, tries: &[&str]| {
+        let mut args = vec!["/attack"];
+        args.extend(tries);
+        bundle.args(&args);
+    };
+    for level in ["never", "safe"] {
+        let out = run_without_rules(&mut bundle, level, &[]).code(1);
+        assert!(
+            out.stderr.contains("the degradation \"device-rules\""),
+            "{out:#?}"
+        );
+        bundle.assert_gone();
+    }
+    args(&mut bundle, &tries);
+    let out = run_without_rules(&mut bundle, "any", &[]).ok();
+    assert!(
+        out.stderr.contains("degraded: linux.resources.devices"),
+        "{out:#?}"
+    );
+    all_refused(&results(&out), &tries);
+    args(&mut bundle, &fine);
+    all_done(
+        &results(&run_without_rules(&mut bundle, "any", &[]).ok()),
+        &fine,
+    );
+    args(&mut bundle, &["write=/dev/log"]);
+    let found = results(&run_without_rules(&mut bundle, "any", &[]).ok());
+    assert_eq!(
+        found["write=/dev/log"],
+        libc::ENOENT,
+        "the rules refuse it: left out"
+    );
+
+    let mounts = bundle.config["mounts"].clone();
+    bundle.mount("/dev", "tmpfs", "tmpfs", &["tmpcopyup"]);
+    let out = run_without_rules(&mut bundle, "any", &[]).code(1);
+    assert!(out.stderr.contains("tmpcopyup on /dev"), "{out:#?}");
+    bundle.assert_gone();
+    bundle.set("/mounts", mounts);
+
+    bundle.args(&["sleep", "1000"]);
+    run_without_rules(&mut bundle, "any", &["--detach"]).ok();
+    let exec = |tries: &[&str]| {
+        let mut args = vec!["--degrade=any", "exec", &bundle.id, "/attack"];
+        args.extend(tries);
+        results(&bundle.call(&args).ok())
+    };
+    all_refused(&exec(&tries), &tries);
+    all_done(&exec(&fine), &fine);
+}
