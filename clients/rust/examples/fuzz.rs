@@ -115,7 +115,7 @@ fn accepted(message: &Message, bytes: &[u8], random: &mut Rng) {
 
 /// A message that is mostly right.
 fn message(random: &mut Rng) -> Message {
-    let kind = random.u8(0..12);
+    let kind = random.u8(0..14);
     let (credits, queue) = (random.u32(0..300), random.u32(0..300));
     let policy = match random.bool() {
         true => Policy::DropOldest,
@@ -154,6 +154,8 @@ fn message(random: &mut Rng) -> Message {
         5 => Body::Pong,
         6 => Body::Request(content(random)),
         7 => Body::Reply(content(random)),
+        8 => Body::Lane,
+        9 => Body::Wake,
         _ => Body::Tensor(content(random)),
     };
     let answers = matches!(body, Body::Welcome(_) | Body::Reply(_) | Body::Pong);
@@ -198,6 +200,7 @@ fn content(random: &mut Rng) -> Content {
             true => Sharing::Shared,
             false => Sharing::Immutable,
         },
+        memory: random.u16(0..300) * u16::from(random.u8(0..3) == 0),
         size: match random.u8(0..6) {
             0 => number(random),
             _ => random.u64(1..5_000),

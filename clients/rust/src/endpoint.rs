@@ -41,6 +41,9 @@ pub struct EndpointOptions {
     pub handshake: Duration,
     /// Mode of the socket. Who may come near it is the channel's directory's to say.
     pub mode: u32,
+    /// Whether subscribers that ask for it get a lane: shared memory by which they hear of a shared buffer that they
+    /// have got before. 256 bytes for each credit, at least a page, for each subscriber.
+    pub lanes: bool,
 }
 
 impl Default for EndpointOptions {
@@ -54,6 +57,7 @@ impl Default for EndpointOptions {
             max_requests: 256,
             handshake: Duration::from_secs(5),
             mode: 0o666,
+            lanes: true,
         }
     }
 }

@@ -36,9 +36,11 @@
 
 mod channel;
 mod client;
+mod connection;
 mod dtype;
 mod endpoint;
 mod error;
+mod lane;
 mod layout;
 mod memory;
 mod message;

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::{Mmap, MmapMut, MmapOptions};
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fstat, fstatfs};
@@ -29,7 +30,14 @@ pub(crate) struct Memory {
     fd: OwnedFd,
     sharing: Sharing,
     identity: Identity,
+    serial: u64,
 }
+
+/// Bytes of a word of shared memory.
+pub(crate) const WORD: usize = 8;
+
+/// Sealed memory, mapped for reading, whose descriptor is closed.
+pub(crate) struct Mapping(Mmap);
 
 /// The writer's own mapping of shared memory.
 pub(crate) struct Writable(MmapMut);
@@ -139,11 +147,13 @@ impl Memory {
             Sharing::Shared => unsafe { options.map(&fd) },
         }
         .map_err(io("map a tensor"))?;
+        static SERIALS: AtomicU64 = AtomicU64::new(1);
         Ok(Self {
             map,
             fd,
             sharing,
             identity,
+            serial: SERIALS.fetch_add(1, Ordering::Relaxed),
         })
     }
 
@@ -155,8 +165,18 @@ impl Memory {
         self.identity
     }
 
+    /// A number that no other memory of this process has or had.
+    pub(crate) fn serial(&self) -> u64 {
+        self.serial
+    }
+
     pub(crate) fn size(&self) -> u64 {
         self.map.len() as u64
+    }
+
+    /// Its parts: the mapping is there without the descriptor.
+    pub(crate) fn into_parts(self) -> (OwnedFd, Mapping) {
+        (self.fd, Mapping(self.map))
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
@@ -192,9 +212,38 @@ impl Memory {
     }
 }
 
+impl Mapping {
+    /// The word at this index; nothing if that is outside. Relaxed: fences are the caller's.
+    pub(crate) fn word(&self, index: usize) -> Option<u64> {
+        let start = index.checked_mul(WORD)?;
+        if start.checked_add(WORD)? > self.0.len() {
+            return None;
+        }
+        // SAFETY: the word lies in the mapping, which begins at a page, so it is aligned. The memory does not shrink:
+        // it is sealed. Another process may write the word meanwhile, which an atomic load allows; a relaxed one of 8
+        // bytes also works on memory that is mapped for reading only (std::sync::atomic, "Atomic accesses to
+        // read-only memory").
+        let word = unsafe { AtomicU64::from_ptr(self.0.as_ptr().add(start).cast_mut().cast()) };
+        Some(word.load(Ordering::Relaxed))
+    }
+}
+
 impl Writable {
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.0
+    }
+
+    /// Writes the word at this index. Relaxed: fences are the caller's.
+    ///
+    /// # Panics
+    ///
+    /// If the index is outside.
+    pub(crate) fn set_word(&mut self, index: usize, value: u64) {
+        let bytes = &mut self.0[index * WORD..(index + 1) * WORD];
+        // SAFETY: the word lies in the mapping, as the slice shows, and is aligned, because that begins at a page. Who
+        // reads it in another process does so atomically; in this process nobody has a reference to it.
+        let word = unsafe { AtomicU64::from_ptr(bytes.as_mut_ptr().cast()) };
+        word.store(value, Ordering::Relaxed);
     }
 }
 

@@ -90,6 +90,7 @@ impl Outgoing {
                 layout: layout.clone(),
                 sharing: memory.sharing(),
                 size: memory.size(),
+                memory: 0,
             }),
             lost: 0,
             tag: self.tag,

@@ -5,11 +5,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::lane::{Sending, Way};
 use crate::memory::Memory;
 use crate::message::Outgoing;
 use crate::socket::{self, is_full};
 use crate::wire::{
-    Body, Failure, LOST_AT, MAX_RELEASES, Message, Policy, SEQUENCE_AT, Sharing, Welcome, role,
+    Body, Failure, LOST_AT, MAX_RELEASES, MEMORY_AT, Message, Policy, SEQUENCE_AT, Sharing,
+    Welcome, role,
 };
 
 /// Answers with shared memory that a peer may have without releasing them.
@@ -26,6 +28,8 @@ pub(crate) struct Peer {
     /// Nothing before the handshake; then its end is `deadline`.
     pub(crate) welcome: Option<Welcome>,
     pub(crate) deadline: Instant,
+    /// If it was agreed upon.
+    pub(crate) lane: Option<Sending>,
     pub(crate) received: u64,
     sent: u64,
     /// TENSOR messages that it has not released, and their memory if it is shared.
@@ -68,6 +72,7 @@ impl Peer {
             socket: Arc::new(socket),
             welcome: None,
             deadline,
+            lane: None,
             received: 0,
             sent: 0,
             outstanding: HashMap::new(),
@@ -118,6 +123,22 @@ impl Peer {
         Ok(())
     }
 
+    /// Sends this side of the lane, if there is one.
+    pub(crate) fn send_lane(&mut self) -> rustix::io::Result<()> {
+        let Some(lane) = &mut self.lane else {
+            return Ok(());
+        };
+        let message = Message {
+            sequence: self.sent + 1,
+            refers: 0,
+            body: Body::Lane,
+        };
+        socket::send(self.socket.as_fd(), &message.encode(), lane.fd())?;
+        lane.sent();
+        self.sent = message.sequence;
+        Ok(())
+    }
+
     /// Sends what was published, or keeps it, or drops something: never waits.
     pub(crate) fn offer(&mut self, publication: &Arc<Publication>) -> Result<Offered, Gone> {
         let Some(welcome) = self.welcome else {
@@ -139,11 +160,29 @@ impl Peer {
 
     /// False if there is no room in the socket.
     fn send_tensor(&mut self, publication: &Publication) -> Result<bool, Gone> {
-        let mut bytes = publication.bytes.clone();
         let sequence = self.sent + 1;
+        let memory = publication.memory.as_ref();
+        let shared = memory.filter(|memory| memory.sharing() == Sharing::Shared);
+        let number = match (&mut self.lane, publication.bytes.len()) {
+            (None, _) => 0,
+            (Some(lane), length) => match lane.way(length, memory) {
+                Way::Socket(number) => number,
+                Way::Lane(number) => {
+                    let asleep = lane.write(&publication.bytes, sequence, self.lost, number);
+                    self.sent = sequence;
+                    self.outstanding.insert(sequence, shared.cloned());
+                    return match asleep.then(|| self.send(0, Body::Wake)) {
+                        // Without room it has something to read, and so is awake.
+                        Some(Err(errno)) if !is_full(errno) => Err(Gone),
+                        _ => Ok(true),
+                    };
+                }
+            },
+        };
+        let mut bytes = publication.bytes.clone();
+        bytes[MEMORY_AT..MEMORY_AT + 2].copy_from_slice(&number.to_le_bytes());
         bytes[SEQUENCE_AT..SEQUENCE_AT + 8].copy_from_slice(&sequence.to_le_bytes());
         bytes[LOST_AT..LOST_AT + 8].copy_from_slice(&self.lost.to_le_bytes());
-        let memory = publication.memory.as_ref();
         let descriptor = memory.map(|memory| memory.fd());
         match socket::send(self.socket.as_fd(), &bytes, descriptor) {
             Ok(()) => {}
@@ -154,7 +193,9 @@ impl Peer {
             Err(_) => return Err(Gone),
         }
         self.sent = sequence;
-        let shared = memory.filter(|memory| memory.sharing() == Sharing::Shared);
+        if let (Some(lane), Some(memory)) = (&mut self.lane, memory) {
+            lane.told(number, memory);
+        }
         self.outstanding.insert(sequence, shared.cloned());
         Ok(true)
     }

@@ -10,11 +10,13 @@ use rustix::net::{SocketFlags, accept_with};
 
 use crate::endpoint::{Shared, State, Waiting, failure};
 use crate::error::Error;
+use crate::lane::Sending;
 use crate::memory::Memory;
 use crate::peer::Peer;
 use crate::socket::{self, Incoming, deadline, timespec};
 use crate::wire::{
-    Body, DEFAULT_QUEUE, Failure, Hello, MAX_CREDITS, Message, VERSION, Welcome, code,
+    Body, DEFAULT_QUEUE, Failure, Hello, MAX_CREDITS, Message, VERSION, Welcome, code, feature,
+    role,
 };
 
 /// How soon something is tried again that had no room.
@@ -233,6 +235,15 @@ fn take(shared: &Shared, state: &mut State, id: u64) -> Result<bool, End> {
                 memory,
             });
         }
+        (Body::Lane, Some(_)) => {
+            let (Some(lane), Some(fd)) = (&mut peer.lane, descriptor) else {
+                return refused("LANE without being asked");
+            };
+            lane.opened(fd).map_err(|error| match error {
+                Error::Malformed(text) => End::Refused(code::MALFORMED, text),
+                error => End::Refused(code::DESCRIPTOR, error.to_string()),
+            })?;
+        }
         (Body::Release(sequences), Some(_)) => {
             peer.released(&sequences).map_err(|_| End::Gone)?;
         }
@@ -254,14 +265,23 @@ fn welcome(shared: &Shared, peer: &mut Peer, sequence: u64, hello: &Hello) -> Re
         return Err(End::Refused(code::VERSION, text));
     }
     let options = &shared.options;
+    let credits = match hello.credits {
+        0 => options.credits,
+        asked => asked.min(options.max_credits),
+    };
+    let wanted = hello.features & feature::LANE != 0 && hello.roles & role::SUBSCRIBER != 0;
+    if wanted && options.lanes {
+        // Without memory for it, it is the socket.
+        peer.lane = Sending::new(credits).ok();
+    }
     let welcome = Welcome {
         version: VERSION,
         roles: hello.roles,
-        features: 0,
-        credits: match hello.credits {
-            0 => options.credits,
-            asked => asked.min(options.max_credits),
+        features: match peer.lane {
+            Some(_) => feature::LANE,
+            None => 0,
         },
+        credits,
         queue: match hello.queue {
             DEFAULT_QUEUE => options.queue,
             asked => asked.min(options.max_queue).min(MAX_CREDITS),
@@ -275,6 +295,7 @@ fn welcome(shared: &Shared, peer: &mut Peer, sequence: u64, hello: &Hello) -> Re
     };
     peer.send(message.refers, message.body)
         .map_err(|_| End::Gone)?;
+    peer.send_lane().map_err(|_| End::Gone)?;
     peer.welcome = Some(welcome);
     Ok(())
 }

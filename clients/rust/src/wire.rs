@@ -24,6 +24,7 @@ const HEADER: usize = 32;
 const HELLO: usize = HEADER + 32;
 const TENSOR: usize = 80;
 pub(crate) const SEQUENCE_AT: usize = 16;
+pub(crate) const MEMORY_AT: usize = 42;
 pub(crate) const LOST_AT: usize = 64;
 
 /// Roles of a client, bits of HELLO and WELCOME.
@@ -32,6 +33,12 @@ pub mod role {
     pub const SUBSCRIBER: u32 = 1;
     /// Asks the endpoint.
     pub const REQUESTER: u32 = 2;
+}
+
+/// Features of a connection, bits of HELLO and WELCOME.
+pub mod feature {
+    /// Tensors in memory that the client has already come by shared memory instead of the socket: section 8.
+    pub const LANE: u64 = 1 << 16;
 }
 
 /// Codes of ERROR.
@@ -97,6 +104,10 @@ pub enum Body {
     Ping,
     /// Yes.
     Pong,
+    /// The sender's side of a lane: a descriptor comes with it.
+    Lane,
+    /// There is something in the lane.
+    Wake,
 }
 
 /// HELLO.
@@ -143,6 +154,8 @@ pub struct Described {
     pub layout: Layout,
     pub sharing: Sharing,
     pub size: u64,
+    /// The number under which the receiver keeps the memory, or 0: only of shared memory, and only with a lane.
+    pub memory: u16,
 }
 
 /// ERROR.
@@ -166,15 +179,26 @@ impl Body {
             Self::Error(_) => 7,
             Self::Ping => 8,
             Self::Pong => 9,
+            Self::Lane => 32,
+            Self::Wake => 33,
         }
     }
 
     /// Its name in the protocol.
     pub fn name(&self) -> &'static str {
-        const NAMES: [&str; 9] = [
-            "HELLO", "WELCOME", "TENSOR", "REQUEST", "REPLY", "RELEASE", "ERROR", "PING", "PONG",
-        ];
-        NAMES[usize::from(self.kind()) - 1]
+        match self {
+            Self::Hello(_) => "HELLO",
+            Self::Welcome(_) => "WELCOME",
+            Self::Tensor(_) => "TENSOR",
+            Self::Request(_) => "REQUEST",
+            Self::Reply(_) => "REPLY",
+            Self::Release(_) => "RELEASE",
+            Self::Error(_) => "ERROR",
+            Self::Ping => "PING",
+            Self::Pong => "PONG",
+            Self::Lane => "LANE",
+            Self::Wake => "WAKE",
+        }
     }
 
     /// Whether a descriptor belongs to it.
@@ -183,6 +207,7 @@ impl Body {
             Self::Tensor(content) | Self::Request(content) | Self::Reply(content) => {
                 content.tensor.is_some()
             }
+            Self::Lane => true,
             _ => false,
         }
     }
@@ -231,7 +256,7 @@ impl Message {
                 out.extend((end as u16).to_le_bytes());
                 out.extend(&failure.text.as_bytes()[..end]);
             }
-            Body::Ping | Body::Pong => {}
+            Body::Ping | Body::Pong | Body::Lane | Body::Wake => {}
         }
         let length = out.len() as u32;
         out[8..12].copy_from_slice(&length.to_le_bytes());
@@ -285,6 +310,8 @@ impl Message {
             7 => Body::Error(failure(&mut reader, flags == 1)?),
             8 => Body::Ping,
             9 => Body::Pong,
+            32 => Body::Lane,
+            33 => Body::Wake,
             _ => return Err(format!("kind {kind} is not known")),
         };
         if !reader.0.is_empty() {
@@ -294,10 +321,13 @@ impl Message {
                 body.name()
             ));
         }
-        if let Body::Request(content) | Body::Reply(content) = &body
-            && content.lost != 0
-        {
-            return Err(format!("lost {} in {}", content.lost, body.name()));
+        if let Body::Request(content) | Body::Reply(content) = &body {
+            if content.lost != 0 {
+                return Err(format!("lost {} in {}", content.lost, body.name()));
+            }
+            if content.tensor.as_ref().is_some_and(|t| t.memory != 0) {
+                return Err(format!("a number of memory in {}", body.name()));
+            }
         }
         Ok(Self {
             sequence,
@@ -344,7 +374,8 @@ fn put_content(out: &mut Vec<u8>, content: &Content) {
     out.push(content.name.len() as u8);
     out.push(0);
     out.extend((content.meta.len() as u16).to_le_bytes());
-    out.extend([0; 6]);
+    out.extend(tensor.map_or(0, |t| t.memory).to_le_bytes());
+    out.extend([0; 4]);
     out.extend(layout.map_or(0, |l| l.offset).to_le_bytes());
     out.extend(tensor.map_or(0, |t| t.size).to_le_bytes());
     out.extend(content.lost.to_le_bytes());
@@ -488,7 +519,8 @@ fn content(reader: &mut Reader<'_>) -> Result<Content, String> {
     let name_length = usize::from(reader.u8()?);
     reader.reserved(1)?;
     let meta_length = usize::from(reader.u16()?);
-    reader.reserved(6)?;
+    let memory = reader.u16()?;
+    reader.reserved(4)?;
     let (offset, size) = (reader.u64()?, reader.u64()?);
     let (lost, tag) = (reader.u64()?, reader.u64()?);
     if ndim > MAX_DIMENSIONS {
@@ -515,7 +547,8 @@ fn content(reader: &mut Reader<'_>) -> Result<Content, String> {
             && offset == 0
             && size == 0
             && byte_order == ByteOrder::Little
-            && sharing == Sharing::Immutable =>
+            && sharing == Sharing::Immutable
+            && memory == 0 =>
         {
             None
         }
@@ -525,6 +558,9 @@ fn content(reader: &mut Reader<'_>) -> Result<Content, String> {
                 Dtype::from_code(code).ok_or_else(|| format!("dtype {code} is not known"))?;
             if size == 0 || size >= 1 << 63 {
                 return Err(format!("size {size}"));
+            }
+            if memory != 0 && (u32::from(memory) > MAX_CREDITS || sharing == Sharing::Immutable) {
+                return Err(format!("memory {memory}"));
             }
             let layout = Layout {
                 dtype,
@@ -538,6 +574,7 @@ fn content(reader: &mut Reader<'_>) -> Result<Content, String> {
                 layout,
                 sharing,
                 size,
+                memory,
             })
         }
     };

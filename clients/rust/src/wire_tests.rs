@@ -7,12 +7,18 @@ pub(crate) fn samples() -> Vec<Message> {
             layout,
             sharing: Sharing::Shared,
             size: 4096,
+            memory: 3,
         }),
         lost: 7,
         tag: 0x1122_3344_5566_7788,
         name: "schicht.0".into(),
         meta: b"{\"step\":3}".to_vec(),
     };
+    let mut asked = Content {
+        lost: 0,
+        ..content.clone()
+    };
+    asked.tensor.as_mut().unwrap().memory = 0;
     let bare = Content {
         tensor: None,
         lost: 0,
@@ -47,12 +53,14 @@ pub(crate) fn samples() -> Vec<Message> {
         (1, Body::Welcome(welcome)),
         (0, Body::Tensor(content.clone())),
         (0, Body::Tensor(bare.clone())),
-        (0, Body::Request(Content { lost: 0, ..content })),
+        (0, Body::Request(asked)),
         (5, Body::Reply(bare)),
         (0, Body::Release(vec![1, 2, u64::MAX])),
         (9, Body::Error(failure)),
         (0, Body::Ping),
         (3, Body::Pong),
+        (0, Body::Lane),
+        (0, Body::Wake),
     ]
     .into_iter()
     .zip(1..)
@@ -80,7 +88,7 @@ fn fields_are_where_the_document_says() {
     assert_eq!(bytes[8..12], (bytes.len() as u32).to_le_bytes());
     assert_eq!(bytes[16], 3);
     assert_eq!(bytes[32..40], [12, 0, 2, 0, 1, 0, 9, 0]);
-    assert_eq!(bytes[40..42], [10, 0]);
+    assert_eq!(bytes[40..44], [10, 0, 3, 0]);
     assert_eq!(bytes[56..64], 4096_u64.to_le_bytes());
     assert_eq!(bytes[LOST_AT], 7);
     assert_eq!(bytes[72], 0x88);
@@ -151,7 +159,9 @@ fn each_rule_has_its_refusal() {
         (2, 37, &[1], "device"),
         (2, 39, &[1], "reserved"),
         (2, 40, &[1, 8], "meta"),
-        (2, 42, &[1], "reserved"),
+        (2, 42, &[1, 1], "memory 257"),
+        (2, 36, &[0], "memory 3"),
+        (4, 42, &[1], "number of memory"),
         (2, 47, &[1], "reserved"),
         (2, 48, &[1], "offset"),
         (2, 56, &[0, 0], "size 0"),
@@ -202,6 +212,7 @@ fn the_longest_message_fits() {
                 layout,
                 sharing: Sharing::Immutable,
                 size: 1,
+                memory: 0,
             }),
             lost: 0,
             tag: 0,

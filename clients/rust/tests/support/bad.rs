@@ -37,6 +37,7 @@ pub fn content(size: u64, shape: &[u64], sharing: Sharing) -> Content {
             layout: Layout::contiguous(Dtype::U8, shape).unwrap(),
             sharing,
             size,
+            memory: 0,
         }),
         lost: 0,
         tag: 0,

@@ -1,0 +1,501 @@
+//! A client's connection: what comes by the socket and by the lane, in its order, and what is released.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::net::{Shutdown, shutdown};
+
+use crate::channel::{Channel, connect_to};
+use crate::client::ConnectOptions;
+use crate::error::{Error, Result, io};
+use crate::lane::{Found, Receiving};
+use crate::memory::{Memory, identity};
+use crate::message::Received;
+use crate::socket::{self, Incoming, deadline, is_full};
+use crate::tensor::{Lease, Release, Tensor};
+use crate::wire::{
+    Body, Content, DEFAULT_QUEUE, Described, Failure, Hello, MAX_CREDITS, MAX_RELEASES, Message,
+    Sharing, VERSION, Welcome, code, feature, role,
+};
+
+/// How long releases that the other side has no room for are kept back before the next try.
+pub(crate) const RETRY: Duration = Duration::from_millis(2);
+
+/// Releases that may wait for an endpoint that sends and does not read. More than there are credits.
+const MAX_DUE: usize = 4096;
+
+/// How often a spinning subscriber looks at its lane before it looks at its socket.
+const LOOKS: usize = 64;
+
+pub(crate) struct Connection {
+    pub(crate) socket: OwnedFd,
+    pub(crate) endpoint: String,
+    pub(crate) welcome: Welcome,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    sent: u64,
+    received: u64,
+    /// Sequences to be released.
+    due: Vec<u64>,
+    /// Shared memory that was sent with requests and is not released yet.
+    pub(crate) lent: HashMap<u64, Arc<Memory>>,
+    /// Mappings of the last shared buffers: the next message with the same one needs none.
+    kept: VecDeque<Arc<Memory>>,
+    lane: Option<Receiving>,
+    end: Option<String>,
+}
+
+/// What there was to read.
+pub(crate) enum Event {
+    Content(Box<Taken>),
+    Failure(u64, Failure),
+    Other,
+}
+
+pub(crate) struct Taken {
+    sequence: u64,
+    pub(crate) refers: u64,
+    content: Content,
+    memory: Option<Arc<Memory>>,
+}
+
+pub(crate) fn connect(
+    channel: &Channel,
+    endpoint: &str,
+    roles: u32,
+    options: &ConnectOptions,
+) -> Result<Arc<Connection>> {
+    let deadline = deadline(options.timeout);
+    let queue = options.queue.unwrap_or(DEFAULT_QUEUE);
+    if options.credits > MAX_CREDITS || options.queue.is_some_and(|queue| queue > MAX_CREDITS) {
+        return Err(Error::Layout(format!(
+            "credits and queue are at most {MAX_CREDITS}"
+        )));
+    }
+    let socket = connect_to(channel, endpoint, deadline)?;
+    let features = match options.lane && roles & role::SUBSCRIBER != 0 {
+        true => feature::LANE,
+        false => 0,
+    };
+    let hello = Message {
+        sequence: 1,
+        refers: 0,
+        body: Body::Hello(Hello {
+            lowest: VERSION,
+            highest: VERSION,
+            roles,
+            features,
+            credits: options.credits,
+            queue,
+            policy: options.policy,
+        }),
+    };
+    // If the other side has closed already, what it said is still to be read.
+    let _ = socket::send(socket.as_fd(), &hello.encode(), None);
+    let mut received = 0;
+    loop {
+        match socket::receive(socket.as_fd(), &mut received)? {
+            Incoming::Message(message, _) => match message.body {
+                Body::Welcome(welcome)
+                    if !is_for(&welcome, roles, features, options) || message.refers != 1 =>
+                {
+                    return Err(Error::Malformed("it welcomes somebody else".into()));
+                }
+                Body::Welcome(welcome) => {
+                    let mut state = State {
+                        sent: 1,
+                        received,
+                        ..State::default()
+                    };
+                    if welcome.features & feature::LANE != 0 {
+                        state.open_lane(socket.as_fd(), welcome.credits)?;
+                    }
+                    return Ok(Arc::new(Connection {
+                        socket,
+                        endpoint: endpoint.to_owned(),
+                        welcome,
+                        state: Mutex::new(state),
+                    }));
+                }
+                Body::Error(failure) => return Err(remote(failure)),
+                body => {
+                    return Err(Error::Malformed(format!(
+                        "{} instead of WELCOME",
+                        body.name()
+                    )));
+                }
+            },
+            Incoming::End => {
+                return Err(Error::Closed(format!(
+                    "endpoint {endpoint} closed the connection without a word"
+                )));
+            }
+            Incoming::Nothing => {
+                if !socket::wait(socket.as_fd(), deadline)? {
+                    return Err(Error::TimedOut {
+                        waiting_for: format!("the welcome of endpoint {endpoint}"),
+                        after: options.timeout,
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Whether a welcome gives what was asked for, and no more.
+fn is_for(welcome: &Welcome, roles: u32, features: u64, options: &ConnectOptions) -> bool {
+    welcome.version == VERSION
+        && welcome.features & !features == 0
+        && welcome.roles == roles
+        && (options.credits == 0 || welcome.credits <= options.credits)
+        && options.queue.is_none_or(|queue| welcome.queue <= queue)
+        && welcome.policy == options.policy
+}
+
+pub(crate) fn remote(failure: Failure) -> Error {
+    Error::Remote {
+        code: failure.code,
+        text: failure.text,
+    }
+}
+
+impl Connection {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn ended(&self, state: &State) -> Option<Error> {
+        let text = state.end.as_ref()?;
+        Some(Error::Closed(format!("endpoint {}: {text}", self.endpoint)))
+    }
+
+    /// Takes one message, if there is one, and does what is to be done about it.
+    pub(crate) fn take(&self) -> Result<Option<Event>> {
+        let mut state = self.state();
+        if let Some(error) = self.ended(&state) {
+            return Err(error);
+        }
+        state.flush(self.socket.as_fd());
+        let taken = match state.next(self.socket.as_fd()) {
+            Ok(Incoming::Nothing) => return Ok(None),
+            Ok(Incoming::End) => {
+                state.end.get_or_insert_with(|| "it has ended".into());
+                Err(Error::Closed(format!(
+                    "endpoint {} has ended",
+                    self.endpoint
+                )))
+            }
+            Ok(Incoming::Message(message, descriptor)) => state.handle(
+                self.socket.as_fd(),
+                self.welcome.credits,
+                message,
+                descriptor,
+            ),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &taken {
+            let code = match error {
+                Error::Malformed(_) | Error::Layout(_) => Some(code::MALFORMED),
+                Error::Descriptor(_) => Some(code::DESCRIPTOR),
+                _ => None,
+            };
+            if let Some(code) = code {
+                let failure = Failure {
+                    code,
+                    text: error.to_string(),
+                    closes: true,
+                };
+                let _ = state.send(self.socket.as_fd(), 0, Body::Error(failure), None);
+            }
+            state.end.get_or_insert_with(|| error.to_string());
+            let _ = shutdown(&self.socket, Shutdown::Both);
+        }
+        taken.map(Some)
+    }
+
+    /// Waits for the next message; nothing after the deadline.
+    pub(crate) fn next(&self, deadline: Instant, spin: Duration) -> Result<Option<Event>> {
+        let spinning = socket::deadline(spin);
+        loop {
+            if let Some(event) = self.take()? {
+                return Ok(Some(event));
+            }
+            let now = Instant::now();
+            if now < spinning && now < deadline {
+                self.state().spin();
+                continue;
+            }
+            let soon = {
+                let mut state = self.state();
+                if state.lane.as_mut().is_some_and(|lane| !lane.sleep()) {
+                    continue;
+                }
+                match state.due.is_empty() {
+                    true => deadline,
+                    false => deadline.min(now + RETRY),
+                }
+            };
+            let woken = socket::wait(self.socket.as_fd(), soon);
+            if let Some(lane) = &mut self.state().lane {
+                lane.wake();
+            }
+            if !woken? && now >= deadline {
+                return Ok(None);
+            }
+        }
+    }
+
+    pub(crate) fn received(self: &Arc<Self>, taken: Taken) -> Received {
+        let Taken {
+            sequence,
+            content,
+            memory,
+            ..
+        } = taken;
+        let tensor = match (content.tensor, memory) {
+            (Some(described), Some(memory)) => {
+                let lease = Lease {
+                    to: self.clone(),
+                    sequence,
+                };
+                Some(Tensor::new(memory, described.layout, Some(Arc::new(lease))))
+            }
+            _ => None,
+        };
+        Received {
+            tensor,
+            name: content.name,
+            tag: content.tag,
+            meta: content.meta,
+            lost: content.lost,
+        }
+    }
+}
+
+impl Release for Connection {
+    fn release(&self, sequence: u64) {
+        let mut state = self.state();
+        if state.due.len() >= MAX_DUE {
+            state
+                .end
+                .get_or_insert_with(|| "it sends and does not read".into());
+            return;
+        }
+        state.due.push(sequence);
+        state.flush(self.socket.as_fd());
+    }
+}
+
+impl State {
+    /// Sends this side of a lane. The other one comes with the next message.
+    fn open_lane(&mut self, socket: BorrowedFd<'_>, credits: u32) -> Result<()> {
+        let mut lane = Receiving::new(credits)?;
+        self.send(socket, 0, Body::Lane, lane.fd())
+            .map_err(io("open a lane"))?;
+        lane.sent();
+        self.lane = Some(lane);
+        Ok(())
+    }
+
+    /// Looks at the lane for about as long as a look at the socket takes.
+    fn spin(&self) {
+        let Some(lane) = &self.lane else {
+            return std::hint::spin_loop();
+        };
+        for _ in 0..LOOKS {
+            if lane.has_news() {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// The next message: from the lane or from the socket, in the order of their sequences.
+    fn next(&mut self, socket: BorrowedFd<'_>) -> Result<Incoming> {
+        let Some(lane) = &mut self.lane else {
+            return socket::receive(socket, &mut self.received);
+        };
+        let expected = self.received + 1;
+        let mut later = match lane.take(expected)? {
+            Found::Message(message) => {
+                self.received = expected;
+                return Ok(Incoming::Message(message, None));
+            }
+            Found::Later(sequence) => Some(sequence),
+            Found::Nothing => None,
+        };
+        if lane.early.is_none() {
+            let mut last = self.received;
+            match socket::receive(socket, &mut last)? {
+                Incoming::Message(message, descriptor) if last == expected => {
+                    self.received = expected;
+                    return Ok(Incoming::Message(message, descriptor));
+                }
+                Incoming::Message(message, descriptor) => {
+                    lane.early = Some((message, descriptor));
+                }
+                other => {
+                    // It wrote before it ended.
+                    if matches!(other, Incoming::End)
+                        && let Found::Message(message) = lane.take(expected)?
+                    {
+                        self.received = expected;
+                        return Ok(Incoming::Message(message, None));
+                    }
+                    let Some(sequence) = later.filter(|_| matches!(other, Incoming::Nothing))
+                    else {
+                        return Ok(other);
+                    };
+                    return Err(missing(expected, sequence));
+                }
+            }
+            // What comes before it was written before it was sent.
+            if let Found::Message(message) = lane.take(expected)? {
+                self.received = expected;
+                return Ok(Incoming::Message(message, None));
+            }
+        }
+        match lane.early.take() {
+            Some((message, descriptor)) if message.sequence == expected => {
+                self.received = expected;
+                Ok(Incoming::Message(message, descriptor))
+            }
+            early => {
+                later = early.map(|(message, _)| message.sequence).or(later);
+                Err(missing(expected, later.unwrap_or(0)))
+            }
+        }
+    }
+
+    pub(crate) fn send(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        refers: u64,
+        body: Body,
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> rustix::io::Result<u64> {
+        let message = Message {
+            sequence: self.sent + 1,
+            refers,
+            body,
+        };
+        socket::send(socket, &message.encode(), descriptor)?;
+        self.sent = message.sequence;
+        Ok(self.sent)
+    }
+
+    /// Sends what is to be released, as far as there is room.
+    fn flush(&mut self, socket: BorrowedFd<'_>) {
+        while !self.due.is_empty() {
+            let count = self.due.len().min(MAX_RELEASES);
+            let part = self.due[..count].to_vec();
+            match self.send(socket, 0, Body::Release(part), None) {
+                Ok(_) => drop(self.due.drain(..count)),
+                Err(errno) if is_full(errno) => return,
+                // The other side has gone, and with it whoever waits for this.
+                Err(_) => self.due.clear(),
+            }
+        }
+    }
+
+    fn handle(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        credits: u32,
+        message: Message,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<Event> {
+        let (sequence, refers) = (message.sequence, message.refers);
+        let is_tensor = matches!(message.body, Body::Tensor(_));
+        match message.body {
+            Body::Tensor(content) | Body::Reply(content) => {
+                let memory = match (&content.tensor, descriptor) {
+                    (Some(described), Some(fd)) => Some(self.memory(credits, described, fd)?),
+                    // It came through the lane.
+                    (Some(described), None) => {
+                        let lane = self.lane.as_ref();
+                        let lane = lane.ok_or_else(|| Error::Malformed("no descriptor".into()))?;
+                        Some(lane.memory(described.memory, described.size)?)
+                    }
+                    _ => {
+                        if is_tensor {
+                            self.due.push(sequence);
+                        }
+                        None
+                    }
+                };
+                Ok(Event::Content(Box::new(Taken {
+                    sequence,
+                    refers,
+                    content,
+                    memory,
+                })))
+            }
+            Body::Release(sequences) => {
+                sequences
+                    .iter()
+                    .for_each(|sequence| drop(self.lent.remove(sequence)));
+                Ok(Event::Other)
+            }
+            Body::Error(failure) if failure.closes => Err(remote(failure)),
+            Body::Error(failure) => Ok(Event::Failure(refers, failure)),
+            Body::Ping => {
+                let _ = self.send(socket, sequence, Body::Pong, None);
+                Ok(Event::Other)
+            }
+            Body::Pong => Ok(Event::Other),
+            Body::Wake if self.lane.is_some() => Ok(Event::Other),
+            Body::Lane => match (&mut self.lane, descriptor) {
+                (Some(lane), Some(fd)) => lane.opened(fd).map(|()| Event::Other),
+                _ => Err(Error::Malformed("LANE without being asked".into())),
+            },
+            body => Err(Error::Malformed(format!(
+                "{} from an endpoint",
+                body.name()
+            ))),
+        }
+    }
+
+    fn memory(&mut self, credits: u32, described: &Described, fd: OwnedFd) -> Result<Arc<Memory>> {
+        if described.sharing == Sharing::Immutable {
+            return Memory::received(fd, Sharing::Immutable, described.size).map(Arc::new);
+        }
+        if described.memory != 0 {
+            let lane = self.lane.as_mut().ok_or_else(|| {
+                Error::Malformed(format!("memory {} without a lane", described.memory))
+            })?;
+            let memory = Arc::new(Memory::received(fd, Sharing::Shared, described.size)?);
+            lane.keep(described.memory, &memory)?;
+            return Ok(memory);
+        }
+        let seen = identity(fd.as_fd())?;
+        if let Some(memory) = self.kept.iter().find(|kept| kept.identity() == seen) {
+            // Sealed, and checked before: only the message can be wrong.
+            return match memory.size() == described.size {
+                true => Ok(memory.clone()),
+                false => Err(Error::Descriptor(format!(
+                    "it has {} bytes, the message says {}",
+                    memory.size(),
+                    described.size
+                ))),
+            };
+        }
+        let memory = Arc::new(Memory::received(fd, Sharing::Shared, described.size)?);
+        if self.kept.len() >= credits as usize {
+            self.kept.pop_front();
+        }
+        self.kept.push_back(memory.clone());
+        Ok(memory)
+    }
+}
+
+fn missing(expected: u64, found: u64) -> Error {
+    Error::Malformed(format!(
+        "sequence {found} has come, {expected} neither by the socket nor by the lane"
+    ))
+}
