@@ -220,13 +220,13 @@ impl Connection {
 
     /// Waits for the next message; nothing after the deadline.
     pub(crate) fn next(&self, deadline: Instant, spin: Duration) -> Result<Option<Event>> {
-        let spinning = socket::deadline(spin);
+        let mut spinning = None;
         loop {
             if let Some(event) = self.take()? {
                 return Ok(Some(event));
             }
             let now = Instant::now();
-            if now < spinning && now < deadline {
+            if now < *spinning.get_or_insert_with(|| socket::deadline(spin)) && now < deadline {
                 self.state().spin();
                 continue;
             }

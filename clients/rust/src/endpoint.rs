@@ -160,15 +160,15 @@ impl Endpoint {
     /// Hands something to everyone who subscribes just now. Never waits: who has no credits left gets it later or
     /// not at all, as its queue and policy say.
     pub fn publish(&self, what: impl Into<Outgoing>) -> Result<Published> {
-        let what = what.into();
+        let (content, memory) = what.into().into_content()?;
         let message = Message {
             sequence: 1,
             refers: 0,
-            body: Body::Tensor(what.content()?),
+            body: Body::Tensor(content),
         };
         let publication = Arc::new(Publication {
             bytes: message.encode(),
-            memory: what.memory().cloned(),
+            memory,
         });
         let mut published = Published::default();
         let mut gone = Vec::new();

@@ -231,14 +231,16 @@ impl Receiving {
         }
         // Copied first: a hostile listener may change it while it is looked at.
         let first = HEAD + (self.taken as usize % slots) * SLOT;
+        let length = lane.word(first + 1).unwrap_or(0).to_ne_bytes();
+        let length = u32::from_le_bytes([length[0], length[1], length[2], length[3]]) as usize;
         let mut entry = [0_u8; MAX_ENTRY];
-        for (at, word) in entry.chunks_exact_mut(WORD).enumerate() {
-            word.copy_from_slice(&lane.word(first + at).unwrap_or(0).to_ne_bytes());
-        }
-        let length = u32::from_le_bytes([entry[8], entry[9], entry[10], entry[11]]) as usize;
         let bytes = entry
-            .get(..length)
+            .get_mut(..length)
             .ok_or_else(|| Error::Malformed(format!("a message of {length} bytes in a lane")))?;
+        for (at, part) in bytes.chunks_mut(WORD).enumerate() {
+            let word = lane.word(first + at).unwrap_or(0).to_ne_bytes();
+            part.copy_from_slice(&word[..part.len()]);
+        }
         let message = Message::decode(bytes).map_err(Error::Malformed)?;
         if !matches!(message.body, Body::Tensor(_)) {
             return Err(Error::Malformed(format!(

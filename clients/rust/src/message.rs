@@ -78,6 +78,11 @@ impl Outgoing {
     }
 
     pub(crate) fn content(&self) -> Result<Content> {
+        Ok(self.clone().into_content()?.0)
+    }
+
+    /// The message, and the memory that goes with it.
+    pub(crate) fn into_content(self) -> Result<(Content, Option<Arc<Memory>>)> {
         check_name(&self.name).map_err(Error::Name)?;
         if self.meta.len() > MAX_META {
             return Err(Error::Layout(format!(
@@ -85,18 +90,24 @@ impl Outgoing {
                 self.meta.len()
             )));
         }
-        Ok(Content {
-            tensor: self.tensor.as_ref().map(|(memory, layout)| Described {
-                layout: layout.clone(),
+        let (memory, layout) = self.tensor.unzip();
+        let tensor = memory
+            .as_ref()
+            .zip(layout)
+            .map(|(memory, layout)| Described {
+                layout,
                 sharing: memory.sharing(),
                 size: memory.size(),
                 memory: 0,
-            }),
+            });
+        let content = Content {
+            tensor,
             lost: 0,
             tag: self.tag,
-            name: self.name.clone(),
-            meta: self.meta.clone(),
-        })
+            name: self.name,
+            meta: self.meta,
+        };
+        Ok((content, memory))
     }
 
     pub(crate) fn memory(&self) -> Option<&Arc<Memory>> {

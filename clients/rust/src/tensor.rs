@@ -261,6 +261,27 @@ impl Tensor {
         Ok(())
     }
 
+    /// Copies a part of the elements' bytes, from the byte `offset` of a tensor without gaps and steps on: of a shared
+    /// tensor, without copying the rest.
+    pub fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
+        let (layout, length) = (&self.layout, into.len() as u64);
+        let inside = offset
+            .checked_add(length)
+            .is_some_and(|end| end <= layout.bytes());
+        if !inside || !layout.is_contiguous() {
+            return Err(Error::Layout(format!(
+                "{length} bytes from {offset} on, of {} bytes with strides {:?}",
+                layout.bytes(),
+                layout.strides
+            )));
+        }
+        // Checked layouts lie inside: copy_out does not fail.
+        let outside = || Error::Layout("an element outside of the memory".into());
+        self.memory
+            .copy_out(layout.offset + offset, into)
+            .ok_or_else(outside)
+    }
+
     /// The elements as a vector: a copy.
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
         check_type::<T>(&self.layout)?;
@@ -408,6 +429,21 @@ mod tests {
         let reader = shared.reader();
         assert!(reader.as_slice::<i64>().is_err());
         assert_eq!(reader.to_vec::<i64>().unwrap(), [0, 0, 5, 0]);
+        let mut part = [9; 9];
+        reader.read_at(15, &mut part).unwrap();
+        assert_eq!(part, [0, 5, 0, 0, 0, 0, 0, 0, 0]);
+        for (offset, length) in [(32, 1), (24, 9), (u64::MAX, 1), (33, 0)] {
+            assert!(reader.read_at(offset, &mut vec![0; length]).is_err());
+        }
+        reader.read_at(32, &mut []).unwrap();
+        let backwards = Layout {
+            strides: vec![-1],
+            offset: 24,
+            ..reader.layout().clone()
+        };
+        let backwards = reader.view(backwards).unwrap();
+        assert!(backwards.read_at(0, &mut part[..1]).is_err());
+        drop(backwards);
         assert!(!shared.is_free());
         assert!(matches!(shared.as_mut_slice::<i64>(), Err(Error::InUse(_))));
         drop(reader);
