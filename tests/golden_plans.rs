@@ -52,7 +52,8 @@ fn host(text: &[u8]) -> isorun::error::Result<Host> {
 }
 
 fn loaded(name: &str, text: &[u8]) -> Loaded {
-    let (spec, mut ignored) = parse::parse(text).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let parsed = parse::parse(text).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let (spec, mut ignored) = (parsed.spec, parsed.ignored);
     ignored.extend(check(&spec).unwrap_or_else(|e| panic!("{name}: {e}")));
     // Paths of no machine: a plan is made without looking at any.
     Loaded {

@@ -11,6 +11,7 @@ use crate::engine::{self, ExecProcess, ExecRequest};
 use crate::error::{Error, Kind, Result};
 use crate::exit::Exit;
 use crate::log;
+use crate::spec::capabilities;
 
 pub const ENTRY: Entry = Entry {
     name: "exec",
@@ -143,7 +144,11 @@ fn request(global: &Global, matches: &ArgMatches) -> Result<ExecRequest> {
         None => Ok(None),
     };
     let process = match matches.get_one::<PathBuf>("process") {
-        Some(path) => ExecProcess::Own(Box::new(crate::spec::load_process(path)?)),
+        Some(path) => {
+            let (process, warning) = crate::spec::load_process(path)?;
+            warning.iter().for_each(|sentence| log::warning(sentence));
+            ExecProcess::Own(Box::new(process))
+        }
         None => {
             let changes = Changes::read(matches, words.cloned().collect())?;
             ExecProcess::Changed(Box::new(move |process| changes.apply(process)))
@@ -178,6 +183,8 @@ struct Changes {
     user: Option<(u32, Option<u32>)>,
     groups: Vec<u32>,
     caps: Vec<Capability>,
+    /// Names in `--cap` that are no capabilities.
+    unknown: Vec<String>,
     no_new_privs: bool,
     apparmor: Option<String>,
     label: Option<String>,
@@ -195,7 +202,9 @@ impl Changes {
             value.filter(|value| !value.is_empty()).cloned()
         };
         let groups = strings(matches, "additional-gids");
-        let caps = strings(matches, "cap");
+        let lists = strings(matches, "cap");
+        let names = lists.iter().flat_map(|list| list.split(','));
+        let (caps, unknown) = parse_caps(names.map(String::from).collect());
         Ok(Self {
             args,
             cwd: text("cwd"),
@@ -206,11 +215,8 @@ impl Changes {
                 .flat_map(|list| list.split(','))
                 .map(|gid| parse_id("--additional-gids", gid))
                 .collect::<Result<_>>()?,
-            caps: caps
-                .iter()
-                .flat_map(|list| list.split(','))
-                .map(parse_cap)
-                .collect::<Result<_>>()?,
+            caps,
+            unknown,
             no_new_privs: matches.get_flag("no-new-privs"),
             apparmor: text("apparmor"),
             label: text("process-label"),
@@ -250,6 +256,10 @@ impl Changes {
             user.set_additional_gids(Some(groups));
         }
         process.set_user(user);
+        // As with config.json's: told when the container is there to have it.
+        if let Some(sentence) = capabilities::warning(self.unknown.clone()) {
+            log::warning(&format!("--cap: {sentence}"));
+        }
         self.add_caps(process);
     }
 
@@ -296,16 +306,17 @@ fn parse_id(what: &str, text: &str) -> Result<u32> {
     })
 }
 
-fn parse_cap(name: &str) -> Result<Capability> {
-    let unknown = || {
-        Error::new(Kind::Usage, format!("--cap: unknown capability {name:?}"))
-            .remedy("give a name such as CAP_NET_RAW")
-    };
-    // The type takes more spellings than the specification has.
-    if !name.starts_with("CAP_") {
-        return Err(unknown());
+/// The capabilities of these names; and the names that are none's.
+fn parse_caps(names: Vec<String>) -> (Vec<Capability>, Vec<String>) {
+    let mut caps = Vec::new();
+    let mut unknown = Vec::new();
+    for name in names {
+        match capabilities::by_name(&name) {
+            Some(capability) => caps.push(capability),
+            None => unknown.push(name),
+        }
     }
-    serde_json::from_value(name.into()).map_err(|_| unknown())
+    (caps, unknown)
 }
 
 #[cfg(test)]
@@ -352,7 +363,7 @@ mod tests {
             env: vec!["B=2".into()],
             user: Some((7, None)),
             groups: vec![9],
-            caps: vec![parse_cap("CAP_NET_RAW").unwrap()],
+            caps: vec![Capability::NetRaw],
             ..Changes::default()
         };
         changes.apply(&mut process);
@@ -366,6 +377,13 @@ mod tests {
         assert_eq!(caps.bounding().as_ref().unwrap().len(), 2);
         assert_eq!(caps.permitted().as_ref().unwrap().len(), 1);
         assert!(caps.ambient().is_none());
-        assert!(parse_cap("NET_RAW").is_err() && parse_cap("CAP_NONE").is_err());
+    }
+
+    #[test]
+    fn names_of_capabilities_are_the_specifications() {
+        let names = ["CAP_KILL", "NET_RAW", "CAP_NONE", "cap_kill", ""].map(String::from);
+        let (caps, unknown) = parse_caps(names.into());
+        assert_eq!(caps, [Capability::Kill]);
+        assert_eq!(unknown, ["NET_RAW", "CAP_NONE", "cap_kill", ""]);
     }
 }

@@ -165,10 +165,11 @@ fn holding(store: &Store, id: &str, ignore_paused: bool, record: &Record) -> Res
 fn plan(request: &ExecRequest, record: &Record) -> Result<Joined> {
     let level = request.degrade.level_in(&Config::read()?, record.degrade)?;
     let text = request.store.config(&request.id)?;
-    let (spec, _) = crate::spec::parse::parse(&text)?;
+    let crate::spec::Parsed { spec, warnings, .. } = crate::spec::parse::parse(&text)?;
     let (process, file) = match &request.process {
         ExecProcess::Own(process) => ((**process).clone(), "the process file"),
         ExecProcess::Changed(change) => {
+            warnings.iter().for_each(|sentence| log::warning(sentence));
             let mut process = of_container(&spec)?;
             change(&mut process);
             (process, "exec")

@@ -204,13 +204,17 @@ pub fn kill(store: &Store, id: &str, signal: i32, all: bool) -> Result<()> {
 
 /// Whether config.json gives the container no pid namespace of its own.
 fn shares_pid_namespace(store: &Store, id: &str) -> bool {
-    let Ok((spec, _)) = store
+    let Ok(parsed) = store
         .config(id)
         .and_then(|text| crate::spec::parse::parse(&text))
     else {
         return false;
     };
-    let mut list = spec.linux().iter().flat_map(|linux| linux.namespaces());
+    let mut list = parsed
+        .spec
+        .linux()
+        .iter()
+        .flat_map(|linux| linux.namespaces());
     let own = |one: &LinuxNamespace| one.typ() == LinuxNamespaceType::Pid && one.path().is_none();
     !list.any(|list| list.iter().any(own))
 }

@@ -73,7 +73,7 @@ fn takes_away(
         return Ok(false);
     }
     let rules = Devices::from_spec(&list(asked))?;
-    let (spec, _) = crate::spec::parse::parse(&store.config(id)?)?;
+    let spec = crate::spec::parse::parse(&store.config(id)?)?.spec;
     let linux = spec.linux().as_ref();
     let given = linux.and_then(|linux| linux.resources().as_ref());
     let given = Devices::from_spec(&given.map(list).unwrap_or_default())?;
@@ -99,7 +99,7 @@ fn base(store: &Store, record: &Record) -> Result<LinuxResources> {
             Error::new(Kind::State, format!("the record of the limits: {error}"))
         });
     }
-    let (spec, _) = crate::spec::parse::parse(&store.config(&record.id)?)?;
+    let spec = crate::spec::parse::parse(&store.config(&record.id)?)?.spec;
     let linux = spec.linux().as_ref();
     Ok(linux
         .and_then(|linux| linux.resources().clone())

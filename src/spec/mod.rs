@@ -10,6 +10,7 @@
 //!
 //! - [`parse`]: JSON to types; what Go's decoder takes (null for "not set") is taken here too;
 //! - [`mod@check`]: every rule, pure, on a parsed `Spec`;
+//! - [`capabilities`]: names of capabilities that are not known;
 //! - [`mounts`]: mount options to flags;
 //! - [`names`]: names to numbers (namespaces, rlimits, capabilities, sysctl files);
 //! - [`mod@template`] and [`mod@features`]: what `isorun spec` and `isorun features` print.
@@ -18,6 +19,7 @@
 //! in [`Loaded::ignored`]. docs/spec-support.md is the table of all of them; tests/spec_support.rs
 //! holds table and code together.
 
+pub mod capabilities;
 pub mod check;
 pub mod cpus;
 pub mod features;
@@ -40,6 +42,7 @@ use crate::error::{Error, Kind, Result};
 
 pub use check::{check, check_process, warnings};
 pub use features::{SeccompLists, features};
+pub use parse::Parsed;
 pub use template::template;
 
 /// The lowest version of the specification that is accepted.
@@ -80,11 +83,16 @@ pub fn load(bundle: &Path) -> Result<Loaded> {
         .canonicalize()
         .map_err(|error| Error::io("open bundle", bundle.display().to_string(), &error))?;
     let bytes = read(&canonical)?;
-    let (spec, mut ignored) = parse::parse(&bytes)?;
+    let Parsed {
+        spec,
+        mut ignored,
+        warnings: mut told,
+    } = parse::parse(&bytes)?;
     ignored.extend(check(&spec)?);
+    told.extend(warnings(&spec));
     let rootfs = rootfs(&canonical, &spec)?;
     Ok(Loaded {
-        warnings: warnings(&spec),
+        warnings: told,
         spec,
         bundle: canonical,
         rootfs,
@@ -135,12 +143,13 @@ fn read(bundle: &Path) -> Result<Vec<u8>> {
     }
 }
 
-/// Reads and parses a process file of `exec`; it is not checked.
+/// Reads and parses a process file of `exec`; it is not checked. The second value is what a user must
+/// hear of it: for a warning.
 ///
 /// # Errors
 ///
 /// [`Kind::Spec`] naming the file; the refusal of the file system.
-pub fn load_process(path: &Path) -> Result<oci_spec::runtime::Process> {
+pub fn load_process(path: &Path) -> Result<(oci_spec::runtime::Process, Option<String>)> {
     let name = path.display().to_string();
     let file = OpenOptions::new().read(true).open(path);
     let mut bytes = Vec::new();

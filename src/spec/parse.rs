@@ -8,13 +8,24 @@ use oci_spec::runtime::{Process, Spec};
 use serde_ignored::Path;
 use serde_json::Value;
 
-use super::{objects, place, spelling};
+use super::{capabilities, objects, place, spelling};
 use crate::error::{Error, Kind, Result};
 
 /// Top-level objects of other platforms than Linux. `freebsd` came with specification 1.3.
 pub const OTHER_PLATFORMS: [&str; 5] = ["freebsd", "solaris", "vm", "windows", "zos"];
 
-/// Parses config.json; gives the `Spec` and a sentence for each thing in it that is left out.
+/// A config.json that was read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parsed {
+    /// The document as types.
+    pub spec: Spec,
+    /// A sentence for each thing in it that is left out, for the log.
+    pub ignored: Vec<String>,
+    /// What of it a user must hear: for a warning.
+    pub warnings: Vec<String>,
+}
+
+/// Parses config.json.
 ///
 /// Properties that the specification does not know are ignored, as it demands, except that a name
 /// which differs from a known one in upper and lower case only is worth a sentence.
@@ -23,11 +34,15 @@ pub const OTHER_PLATFORMS: [&str; 5] = ["freebsd", "solaris", "vm", "windows", "
 ///
 /// [`Kind::Spec`]: not JSON (with line and column), or a value of the wrong type, an unknown name of
 /// an enumeration, a missing property (with the JSON path).
-pub fn parse(bytes: &[u8]) -> Result<(Spec, Vec<String>)> {
+pub fn parse(bytes: &[u8]) -> Result<Parsed> {
     // Derived types can be read from arrays, too; the document itself must be an object.
     let first = match typed(bytes) {
         Ok(parsed) if bytes.trim_ascii_start().starts_with(b"{") => {
-            let process = parsed.0.process().as_ref();
+            let process = parsed.spec.process().as_ref();
+            let named = process.is_some_and(|process| process.capabilities().is_some());
+            if named && capabilities::any_unknown(bytes) {
+                return parse_loosely(bytes, None);
+            }
             let priority = process.is_some_and(|process| process.io_priority().is_some());
             if objects::may_be_arrays(bytes) || priority {
                 let value: Value = serde_json::from_slice(bytes).map_err(plain)?;
@@ -39,6 +54,12 @@ pub fn parse(bytes: &[u8]) -> Result<(Spec, Vec<String>)> {
         Ok(_) => return Err(no_object()),
         Err(error) => error,
     };
+    parse_loosely(bytes, Some(&first))
+}
+
+/// The second pass, on a document that is made to what our types read; `first` is what they said of it
+/// as written.
+fn parse_loosely(bytes: &[u8], first: Option<&serde_json::Error>) -> Result<Parsed> {
     let mut value: Value = serde_json::from_slice(bytes).map_err(|error| {
         Error::new(
             Kind::Spec,
@@ -49,32 +70,39 @@ pub fn parse(bytes: &[u8]) -> Result<(Spec, Vec<String>)> {
         return Err(no_object());
     }
     objects::check(&value, "")?;
-    let mut notes = Vec::new();
-    if !normalise(&mut value, &mut notes) {
-        return Err(explain(bytes, &first, true));
+    let (mut ignored, mut warnings) = (Vec::new(), Vec::new());
+    let changed = normalise(&mut value, &mut ignored, &mut warnings);
+    if let Some(first) = first.filter(|_| !changed) {
+        return Err(explain(bytes, first, true));
     }
     let text = serde_json::to_vec(&value).map_err(plain)?;
     match typed(&text) {
-        Ok((spec, unknown)) => {
+        Ok(parsed) => {
             objects::priority_has_class(value.pointer("/process/ioPriority"))?;
-            notes.extend(unknown);
-            Ok((spec, notes))
+            ignored.extend(parsed.ignored);
+            Ok(Parsed {
+                spec: parsed.spec,
+                ignored,
+                warnings,
+            })
         }
         Err(error) => Err(explain(&text, &error, false)),
     }
 }
 
-/// Parses the text of a process file of `exec`: what config.json has as its `process`.
+/// Parses the text of a process file of `exec`: what config.json has as its `process`. The second value
+/// is what a user must hear of it: for a warning.
 ///
 /// # Errors
 ///
 /// As [`parse`], without the path of what is wrong: serde's own words.
-pub fn process(bytes: &[u8]) -> Result<Process> {
+pub fn process(bytes: &[u8]) -> Result<(Process, Option<String>)> {
     let wrong = |error: serde_json::Error| Error::new(Kind::Spec, one_line(error.to_string()));
     let mut value: Value = serde_json::from_slice(bytes).map_err(wrong)?;
     objects::check(&value, "process.")?;
     drop_nulls(&mut value);
     spelling::process(&mut value);
+    let warning = capabilities::drop_unknown(&mut value);
     match value.as_object_mut() {
         None => return Err(Error::new(Kind::Spec, "it is not a JSON object")),
         // Go's decoder starts from root.
@@ -83,16 +111,21 @@ pub fn process(bytes: &[u8]) -> Result<Process> {
             .or_insert_with(|| Value::Object(serde_json::Map::new())),
     };
     objects::priority_has_class(value.get("ioPriority"))?;
-    serde_json::from_value(value).map_err(wrong)
+    let process = serde_json::from_value(value).map_err(wrong)?;
+    Ok((process, warning))
 }
 
 /// The one pass: types, and a sentence for each left-out name.
-fn typed(bytes: &[u8]) -> serde_json::Result<(Spec, Vec<String>)> {
-    let mut notes = Vec::new();
+fn typed(bytes: &[u8]) -> serde_json::Result<Parsed> {
+    let mut ignored = Vec::new();
     let mut json = serde_json::Deserializer::from_slice(bytes);
-    let spec = serde_ignored::deserialize(&mut json, |path| notes.extend(unknown(&path)))?;
+    let spec = serde_ignored::deserialize(&mut json, |path| ignored.extend(unknown(&path)))?;
     json.end()?;
-    Ok((spec, notes))
+    Ok(Parsed {
+        spec,
+        ignored,
+        warnings: Vec::new(),
+    })
 }
 
 /// What to say about a name that the types do not have; nothing where the specification has it
@@ -144,15 +177,16 @@ fn json_path(path: &Path<'_>) -> String {
 
 /// Makes of a document what Go's decoder makes of it, where our types are stricter: a null member
 /// is absent, `process.user` may be absent (root), a seccomp object that says nothing is no filter,
-/// and what is for other platforms does not matter. Tells whether anything changed.
-fn normalise(value: &mut Value, notes: &mut Vec<String>) -> bool {
+/// names of capabilities may be unknown, and what is for other platforms does not matter. Tells whether
+/// anything changed.
+fn normalise(value: &mut Value, ignored: &mut Vec<String>, warnings: &mut Vec<String>) -> bool {
     let mut changed = drop_nulls(value);
     let Some(top) = value.as_object_mut() else {
         return changed;
     };
     for name in OTHER_PLATFORMS {
         if top.remove(name).is_some() {
-            notes.push(other_platform(name));
+            ignored.push(other_platform(name));
             changed = true;
         }
     }
@@ -164,6 +198,9 @@ fn normalise(value: &mut Value, notes: &mut Vec<String>) -> bool {
     }
     if let Some(process) = top.get_mut("process") {
         changed |= spelling::process(process);
+        let unknown = capabilities::drop_unknown(process);
+        changed |= unknown.is_some();
+        warnings.extend(unknown);
     }
     if let Some(linux) = top.get_mut("linux").and_then(Value::as_object_mut)
         && linux.get("seccomp").is_some_and(says_nothing)
@@ -227,14 +264,6 @@ fn explain(text: &[u8], error: &serde_json::Error, as_written: bool) -> Error {
         let dot = if path.is_empty() { "" } else { "." };
         return Error::spec(format!("{path}{dot}{name}"), format!("{says}{place}"));
     }
-    if let Some(name) = detail
-        .strip_prefix("no variant for ")
-        .and_then(|rest| rest.split(" (converted").next())
-    {
-        // The error of this type says no place, so what it got is looked for.
-        let path = capability(text, name).unwrap_or(path);
-        return Error::spec(path, format!("unknown capability \"{name}\""));
-    }
     let path = if path.is_empty() {
         "config.json".into()
     } else {
@@ -244,24 +273,11 @@ fn explain(text: &[u8], error: &serde_json::Error, as_written: bool) -> Error {
 }
 
 /// Names and values may hold anything; a sentence is one line.
-fn one_line(text: String) -> String {
+pub(super) fn one_line(text: String) -> String {
     match text.contains(char::is_control) {
         true => text.escape_debug().to_string(),
         false => text,
     }
-}
-
-/// The path of a capability, by the name that is written there.
-fn capability(text: &[u8], name: &str) -> Option<String> {
-    let document: Value = serde_json::from_slice(text).ok()?;
-    let sets = document.pointer("/process/capabilities")?.as_object()?;
-    sets.iter().find_map(|(set, list)| {
-        let at = list
-            .as_array()?
-            .iter()
-            .position(|element| element == name)?;
-        Some(format!("process.capabilities.{set}[{at}]"))
-    })
 }
 
 fn no_object() -> Error {

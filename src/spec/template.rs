@@ -88,7 +88,8 @@ mod tests {
     fn both_templates_parse_and_follow_the_rules() {
         for cgroup in [false, true] {
             let text = template(cgroup);
-            let (spec, notes) = crate::spec::parse::parse(text.as_bytes()).unwrap();
+            let parsed = crate::spec::parse::parse(text.as_bytes()).unwrap();
+            let (spec, notes) = (parsed.spec, parsed.ignored);
             assert_eq!(notes, Vec::<String>::new());
             let count = spec
                 .linux()

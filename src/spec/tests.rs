@@ -181,7 +181,7 @@ fn a_new_line_in_a_name_stays_in_its_line() {
             true => text.replacen("\"process\"", "\"was\"", 1),
             false => text,
         };
-        let verdict = parse::parse(text.as_bytes()).and_then(|(spec, _)| check(&spec));
+        let verdict = parse::parse(text.as_bytes()).and_then(|parsed| check(&parsed.spec));
         let sentence = verdict.unwrap_err().to_string();
         assert!(
             !sentence.contains('\n') && sentence.contains("a\\nb"),
@@ -248,16 +248,18 @@ fn collect(value: &serde_json::Value, pointer: String, into: &mut Vec<String>) {
 
 #[test]
 fn unknown_names_are_ignored_and_wrong_case_is_told() {
-    let (_, notes) = parse::parse(
+    let notes = parse::parse(
         minimal(",\"x\":{\"y\":1},\"mounts\":[{\"destination\":\"/a\",\"Z\":0}]").as_bytes(),
     )
-    .unwrap();
+    .unwrap()
+    .ignored;
     assert_eq!(notes, Vec::<String>::new());
     let text = minimal("").replace(
         "\"path\":\"rootfs\"",
         "\"path\":\"rootfs\",\"readOnly\":true",
     );
-    let (spec, notes) = parse::parse(text.as_bytes()).unwrap();
+    let parsed = parse::parse(text.as_bytes()).unwrap();
+    let (spec, notes) = (parsed.spec, parsed.ignored);
     assert_eq!(spec.root().as_ref().unwrap().readonly(), None);
     assert_eq!(
         notes,
@@ -267,14 +269,17 @@ fn unknown_names_are_ignored_and_wrong_case_is_told() {
 
 #[test]
 fn a_user_may_be_absent_as_in_runc() {
-    let (spec, _) = parse::parse(minimal("").replace("\"user\":{},", "").as_bytes()).unwrap();
+    let spec = parse::parse(minimal("").replace("\"user\":{},", "").as_bytes())
+        .unwrap()
+        .spec;
     assert_eq!(spec.process().as_ref().unwrap().user().uid(), 0);
 }
 
 #[test]
 fn captured_configs() {
     for name in ["podman.json", "docker.json", "ctr.json"] {
-        let (spec, notes) = parse::parse(captured(name).as_bytes()).unwrap();
+        let parsed = parse::parse(captured(name).as_bytes()).unwrap();
+        let (spec, notes) = (parsed.spec, parsed.ignored);
         assert_eq!(notes, Vec::<String>::new(), "{name}");
         assert_eq!(check(&spec).unwrap(), Vec::<String>::new(), "{name}");
     }
@@ -368,7 +373,7 @@ fn damaged_configs_give_one_sentence_and_never_a_panic() {
             let to = (from + length).min(damaged.len());
             damaged.splice(from..to, words[numbers.below(words.len())].iter().copied());
         }
-        let verdict = parse::parse(&damaged).and_then(|(spec, _)| check(&spec));
+        let verdict = parse::parse(&damaged).and_then(|parsed| check(&parsed.spec));
         if let Err(error) = verdict {
             refused += 1;
             let sentence = error.to_string();

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Bundle, Output};
+use crate::harness::{Bundle, Output, runtime};
 
 const CHOWN: u64 = 1;
 const KILL: u64 = 1 << 5;
@@ -114,4 +114,22 @@ fn capabilities_have_their_effect() {
         "permitted": ["CAP_CHOWN"], "effective": ["CAP_CHOWN"]}),
     );
     assert_eq!(bundle.run().ok().text(), "may");
+}
+
+#[test]
+fn an_unknown_name_is_told_and_left_out() {
+    // config.md: "MUST be logged as a warning", and no spelling but the specification's is a name.
+    let names = json!(["CAP_KILL", "CAP_OF_TOMORROW", "chown", "CAP_CAP_CHOWN"]);
+    let out = run_with(
+        json!({"bounding": names, "effective": names, "permitted": names}),
+        0,
+    );
+    for name in ["CapPrm", "CapEff", "CapBnd"] {
+        assert_eq!(set(&out, name), KILL, "{name}");
+    }
+    if runtime().isorun {
+        let told =
+            "ignoring unknown or unavailable capabilities: [CAP_CAP_CHOWN CAP_OF_TOMORROW chown]";
+        assert!(out.stderr.contains(told), "{out:#?}");
+    }
 }

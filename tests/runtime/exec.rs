@@ -5,7 +5,9 @@ use std::fs;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Bundle, Output, View, cgroup_dir, copy_program, is_zombie, view, wait_for};
+use crate::harness::{
+    Bundle, Output, View, cgroup_dir, copy_program, is_zombie, runtime, view, wait_for,
+};
 
 /// A container that runs and does nothing.
 pub fn idle() -> Bundle {
@@ -276,6 +278,24 @@ fn home_and_path() {
     let process = |args: Value| json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "env": ["X=1"], "args": args});
     let out = exec_file(&bundle, &process(json!(["/bin/echo", "by path"]))).ok();
     assert_eq!(out.text(), "by path");
+}
+
+#[test]
+fn unknown_names_of_capabilities_are_told_and_left_out() {
+    let bundle = idle();
+    let flags = ["--cap", "CAP_NET_RAW", "--cap", "CAP_X", "--cap", "kill"];
+    let status = &["grep", "^CapBnd", "/proc/self/status"];
+    let out = exec_with(&bundle, &flags, status).ok();
+    assert_eq!(out.text(), "CapBnd:\t0000000020002420");
+    let told = "ignoring unknown or unavailable capabilities: [CAP_X kill]";
+    assert!(!runtime().isorun || out.stderr.contains(told), "{out:#?}");
+    let names = json!(["CAP_KILL", "CAP_X"]);
+    let process = json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "env": ["PATH=/bin"], "args": status,
+        "capabilities": {"bounding": names, "effective": names, "permitted": names}});
+    let out = exec_file(&bundle, &process).ok();
+    assert_eq!(out.text(), "CapBnd:\t0000000000000020");
+    let told = "ignoring unknown or unavailable capabilities: [CAP_X]";
+    assert!(!runtime().isorun || out.stderr.contains(told), "{out:#?}");
 }
 
 #[test]

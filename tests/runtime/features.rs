@@ -79,13 +79,21 @@ fn namespaces_capabilities_and_hooks() {
             }
         },
     );
-    all_taken(
-        &names(&document, "/linux/capabilities"),
-        "CAP_WONDERFUL",
-        |bundle, name| {
-            bundle.set("/process/capabilities/bounding", json!([name]));
-        },
+    // One that is not known is told, as the specification has it.
+    let listed = names(&document, "/linux/capabilities");
+    let mut bundle = Bundle::new();
+    let mut all: Vec<&str> = listed.iter().map(String::as_str).collect();
+    bundle.set("/process/capabilities/bounding", json!(all));
+    let out = plan(&bundle).ok();
+    assert!(
+        listed.len() > 40 && !out.stdout.contains("unknown"),
+        "{out:#?}"
     );
+    all.push("CAP_WONDERFUL");
+    bundle.set("/process/capabilities/bounding", json!(all));
+    let told = "ignoring unknown or unavailable capabilities: [CAP_WONDERFUL]";
+    let out = plan(&bundle).ok();
+    assert!(out.stdout.contains(told), "{out:#?}");
     // A name that is no hook is ignored, as the specification has it: what is planned tells.
     for name in names(&document, "/hooks") {
         let mut bundle = Bundle::new();

@@ -52,9 +52,9 @@ fn verdict(changes: Changes<'_>) -> Result<Vec<String>> {
     for (pointer, value) in changes {
         set(&mut document, pointer, value.clone());
     }
-    let (spec, mut notes) = parse::parse(document.to_string().as_bytes())?;
-    notes.extend(crate::spec::check(&spec)?);
-    Ok(notes)
+    let mut parsed = parse::parse(document.to_string().as_bytes())?;
+    parsed.ignored.extend(crate::spec::check(&parsed.spec)?);
+    Ok(parsed.ignored)
 }
 
 /// The rows' verdicts: each is refused, with the path and the words.
@@ -391,7 +391,7 @@ fn what_is_told_as_a_warning() {
         for (pointer, value) in changes {
             set(&mut document, pointer, value.clone());
         }
-        let (spec, _) = parse::parse(document.to_string().as_bytes()).unwrap();
+        let spec = parse::parse(document.to_string().as_bytes()).unwrap().spec;
         crate::spec::check(&spec).unwrap();
         crate::spec::warnings(&spec).join("\n")
     };
