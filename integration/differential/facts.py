@@ -132,6 +132,7 @@ def flat(document, outside, replaced):
             rows = dict(line.split(":\t", 1) for line in value.splitlines() if ":\t" in line)
             pids = own_pids(document)
             found.update({f"status {row}": pids.get(rows[row].strip(), rows[row].strip())
+                          if row in ("Tgid", "NSpid", "NSpgid", "NSsid") else rows[row].strip()
                           for row in STATUS if row in rows})
         elif name == "environment":
             found.update(environment([known(line) for line in value]))

@@ -142,7 +142,7 @@ class Judgement:
     def unexplained(self, case, found, number=0):
         """What differs between isorun and runc, and nothing explains."""
         ours = found[number, "isorun"]
-        said = next((value for name, value in ours.items() if name.rpartition("| ")[2] == "refused"), "")
+        said = [value for name, value in ours.items() if name.rpartition("| ")[2] == "refused"]
         left = []
         self.pending = []
         for difference in judge.differences(ours, found[number, "runc"]):

@@ -307,8 +307,8 @@ def configuration(content):
         return None
 
 
-def excuse(entries, case, difference, said="", reference="runc"):
-    """The entry that explains a difference, marked as used. `said`: isorun's first error."""
+def excuse(entries, case, difference, said=(), reference="runc"):
+    """The entry that explains a difference, marked as used. `said`: isorun's errors."""
     field, ours, theirs = difference
     plain = re.sub(r"^\d+ (\S+\| )", r"\1", field)
     bare = plain.rpartition("| ")[2]
@@ -323,7 +323,7 @@ def excuse(entries, case, difference, said="", reference="runc"):
             continue
         if not (fits(entry.get("isorun", "*"), ours) and fits(entry.get("other", "*"), theirs)):
             continue
-        if not fits(entry.get("said", "*"), said):
+        if "said" in entry and not any(fits(entry["said"], error) for error in said):
             continue
         if not about(entry, configs, field) or "after" in entry and not follows(entry["after"], case, field):
             continue

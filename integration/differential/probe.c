@@ -21,6 +21,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/magic.h>
 #include <net/if.h>
 #include <sched.h>
 #include <signal.h>
@@ -34,6 +35,7 @@
 #include <sys/sysmacros.h>
 #include <sys/syscall.h>
 #include <sys/utsname.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <termios.h>
 #include <unistd.h>
@@ -158,6 +160,13 @@ static int by_name(const struct dirent **a, const struct dirent **b)
     return strcmp((*a)->d_name, (*b)->d_name);
 }
 
+// Whether a procfs is mounted there: what is in it, by pids, comes and goes.
+static int of_processes(const char *path)
+{
+    struct statfs fs;
+    return !statfs(path, &fs) && fs.f_type == PROC_SUPER_MAGIC;
+}
+
 static void tree(const char *path, int depth)
 {
     struct dirent **list;
@@ -168,7 +177,7 @@ static void tree(const char *path, int depth)
         if (strcmp(list[i]->d_name, ".") && strcmp(list[i]->d_name, "..")) {
             snprintf(below, sizeof below, "%s/%s", strcmp(path, "/") ? path : "", list[i]->d_name);
             described(below);
-            if (depth > 1 && !lstat(below, &st) && S_ISDIR(st.st_mode))
+            if (depth > 1 && !lstat(below, &st) && S_ISDIR(st.st_mode) && !of_processes(below))
                 tree(below, depth - 1);
         }
         free(list[i]);

@@ -140,6 +140,9 @@ impl Child<'_> {
         process::parent_death_signal(libc::SIGKILL).map_err(fail("set the death signal"))?;
         // What the caller ignores (a shell's background job: SIGINT) is not the container's affair.
         process::default_signals();
+        if self.inherited.fifo.is_some() {
+            process::signals_while_waiting();
+        }
         if let Some(entry) = self.inherited.entry.take() {
             entry
                 .enter()

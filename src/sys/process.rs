@@ -274,6 +274,41 @@ pub fn default_signals() {
     }
 }
 
+/// Gives this process the signal handlers that runc's has, by Go's runtime, while it waits to be started: what
+/// asks for an end ends it, with 128 and the signal's number, as the first process of a pid namespace too, for
+/// which the kernel drops what has no handler (pid_namespaces(7)); and what a program may mean anything by
+/// ends it in no pid namespace. execve(2) takes the handlers away.
+pub fn signals_while_waiting() {
+    extern "C" fn end(signal: libc::c_int) {
+        exit_now(128 + signal);
+    }
+    extern "C" fn nothing(_: libc::c_int) {}
+    use libc::{SIGABRT, SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGPWR, SIGQUIT, SIGTERM};
+    let ends = [SIGHUP, SIGINT, SIGQUIT, SIGABRT, SIGTERM];
+    let others = [
+        SIGALRM,
+        SIGIO,
+        SIGPROF,
+        SIGPWR,
+        libc::SIGUSR1,
+        libc::SIGUSR2,
+        libc::SIGVTALRM,
+    ];
+    let dropped = others
+        .into_iter()
+        .chain(libc::SIGRTMIN()..=libc::SIGRTMAX());
+    let handler = |function: extern "C" fn(libc::c_int)| function as libc::sighandler_t;
+    let ends = ends.map(|signal| (signal, handler(end)));
+    for (signal, handler) in ends
+        .into_iter()
+        .chain(dropped.map(|signal| (signal, handler(nothing))))
+    {
+        // SAFETY: one handler does nothing but _exit(2), which is safe in one (signal-safety(7)), the other
+        // nothing at all.
+        unsafe { libc::signal(signal, handler) };
+    }
+}
+
 /// Sets the NIS domain name of the UTS namespace (setdomainname(2)).
 pub fn set_domainname(name: &str) -> nix::Result<()> {
     // SAFETY: a pointer to as many bytes as are said.

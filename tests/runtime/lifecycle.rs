@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Bundle, Output, is_zombie, runtime, wait_for};
+use crate::harness::{Bundle, Output, is_zombie, runtime, say_skipped, wait_for};
 
 #[test]
 fn create_start_stop_delete() {
@@ -328,6 +328,29 @@ fn a_created_container_can_be_killed() {
     bundle.wait_status("stopped");
     bundle.delete().ok();
     bundle.assert_gone();
+}
+
+#[test]
+fn a_created_container_ends_when_it_is_asked_to() {
+    if !runtime().isorun && runtime().path.ends_with("crun") {
+        say_skipped("crun's waiting process ignores it, as the first one of a pid namespace");
+        return;
+    }
+    for signal in ["TERM", "INT", "HUP"] {
+        let bundle = Bundle::sh("sleep 100");
+        bundle.create().ok();
+        bundle.kill(signal).ok();
+        bundle.wait_status("stopped");
+        refused(bundle.start(), "cannot start a container that has stopped");
+        bundle.delete().ok();
+        bundle.assert_gone();
+    }
+    // The program has none of this: its shell, the first process, drops what it has no handler for.
+    let bundle = Bundle::sh("sleep 1 & wait; echo on");
+    let running = bundle.spawn_run();
+    bundle.wait_status("running");
+    bundle.kill("HUP").ok();
+    assert_eq!(running.finish().ok().text(), "on");
 }
 
 /// Fails unless the command was refused with runc's status and the words.
