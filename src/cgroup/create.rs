@@ -126,6 +126,9 @@ impl Cgroup {
             }
             _ => Ok(()),
         };
+        if prepared.is_ok() && self.placed.mode == Mode::V2 {
+            hand_on(dir, &mut made);
+        }
         let prepared = prepared.and_then(|()| {
             fs::make_dirs(&dir.path, &dir.mount, &mut made).map_err(|(errno, path)| {
                 Error::os("make cgroup", path.display().to_string(), errno).remedy(match errno {
@@ -376,6 +379,46 @@ fn enable(dir: &PlannedDir, parent: &Path, made: &mut Vec<PathBuf>) -> Result<()
         }
     }
     Ok(())
+}
+
+/// Enables what no limit needs, too, from the hierarchy's root down, as runc and crun do: what engines and
+/// `events` measure of a container is there without a limit on it. As far as may be: who may not write, or
+/// has processes in a cgroup above, has less to measure.
+fn hand_on(dir: &PlannedDir, made: &mut Vec<PathBuf>) {
+    let Some(parent) = dir.path.parent().filter(|_| dir.path != dir.mount) else {
+        return;
+    };
+    let list = |level: &Path, file: &str| fs::read_path(&level.join(file)).unwrap_or_default();
+    let all = list(&dir.mount, "cgroup.controllers");
+    let lacking = |level: &Path| {
+        let has = list(level, "cgroup.subtree_control");
+        let lacks = |name: &&str| !has.split_whitespace().any(|have| have == *name);
+        let names = all.split_whitespace().filter(lacks);
+        names.map(|name| format!("+{name}")).collect::<Vec<_>>()
+    };
+    // What cannot be made is told by who makes the cgroup itself.
+    if lacking(parent).is_empty() || fs::make_dirs(parent, &dir.mount, made).is_err() {
+        return;
+    }
+    let levels = parent.ancestors();
+    let mut levels: Vec<&Path> = levels.take_while(|at| at.starts_with(&dir.mount)).collect();
+    levels.reverse();
+    for level in levels {
+        let missing = lacking(level);
+        if missing.is_empty() {
+            continue;
+        }
+        let control = fs::open_dir(level)
+            .and_then(|fd| fs::open_in(fd.as_fd(), "cgroup.subtree_control", OFlag::O_WRONLY));
+        if let Ok(control) = control
+            && !is_occupied(level)
+        {
+            // One by one: one that is not to be had takes no other along.
+            for controller in missing {
+                let _ = fs::put(&control, &controller);
+            }
+        }
+    }
 }
 
 /// Whether processes are in a cgroup of v2 that must not have any where controllers are handed on; only

@@ -374,6 +374,36 @@ fn v2_file_by_unified() {
     assert_eq!(value(&bundle, "pids", "", "pids.max"), "17");
 }
 
+/// Also what no limit needs: without the controllers there is nothing to measure in the container's cgroup.
+#[test]
+fn v2_controllers_are_handed_on_without_a_limit() {
+    let top = Path::new("/sys/fs/cgroup");
+    if view() != View::V2 || read(top, "cgroup.controllers").is_empty() {
+        skip!("this view has no v2 tree with a controller");
+    }
+    let mut bundle = Bundle::sh("exec sleep 1000");
+    let path = format!("/{}-top/below/{}", bundle.id, bundle.id);
+    bundle.set("/linux/cgroupsPath", json!(path));
+    bundle.run_detached().ok();
+    let dir = cgroup_dir(bundle.pid(), "");
+    assert!(dir.ends_with(path.trim_start_matches('/')), "{dir:?}");
+    // All that the tree's own top hands on, which may be in no position to.
+    let handed = read(top, "cgroup.subtree_control");
+    if handed.is_empty() {
+        skip!("the top of this v2 tree hands no controller on");
+    }
+    assert_eq!(read(&dir, "cgroup.controllers"), handed);
+    bundle.delete_force().ok();
+    for left in [
+        format!("{}-top/below", bundle.id),
+        format!("{}-top", bundle.id),
+    ] {
+        // runc leaves them.
+        let _ = fs::remove_dir(top.join(left));
+    }
+    bundle.assert_gone();
+}
+
 /// A container that may make cgroups makes them so deep that their paths are longer than a path may be.
 #[test]
 fn cgroups_too_deep_for_a_path_are_found_and_removed() {
