@@ -25,6 +25,14 @@ pub struct ConnectOptions {
     /// Whether a subscriber asks for a lane, so that a shared buffer that it has got before comes without a system
     /// call. It costs a page of memory on each side.
     pub lane: bool,
+    /// The GPUs on which tensors may come: [`cuda::Gpu::all`](crate::cuda::Gpu::all), or some. Without any, what is on
+    /// a GPU comes as a copy. With them there is no lane.
+    #[cfg(feature = "cuda")]
+    pub cuda: Vec<crate::cuda::Gpu>,
+    /// A stream that waits for the kernels that write what comes, in place of the receiving thread. It may be used for
+    /// one GPU only.
+    #[cfg(feature = "cuda")]
+    pub cuda_stream: Option<crate::cuda::Stream>,
 }
 
 impl Default for ConnectOptions {
@@ -35,6 +43,10 @@ impl Default for ConnectOptions {
             policy: Policy::DropOldest,
             timeout: Duration::from_secs(5),
             lane: true,
+            #[cfg(feature = "cuda")]
+            cuda: Vec::new(),
+            #[cfg(feature = "cuda")]
+            cuda_stream: None,
         }
     }
 }
@@ -67,7 +79,7 @@ impl Subscriber {
         loop {
             match self.connection.next(deadline, self.spin)? {
                 Some(Event::Content(taken)) if taken.refers == 0 => {
-                    return Ok(self.connection.received(*taken));
+                    return self.connection.received(*taken);
                 }
                 Some(_) => {}
                 None => {
@@ -119,7 +131,7 @@ impl Requester {
                     // Dropped if it is not the answer, and so released.
                     let received = connection.received(*taken);
                     if refers == asked {
-                        return Ok(received);
+                        return received;
                     }
                 }
                 Some(Event::Failure(refers, failure)) if refers == asked => {

@@ -9,6 +9,8 @@ use rustix::net::{Shutdown, shutdown};
 
 use crate::channel::{Channel, connect_to};
 use crate::client::ConnectOptions;
+#[cfg(feature = "cuda")]
+use crate::device::{DeviceBlock, FEATURE_CUDA, Transport};
 use crate::error::{Error, Result, io};
 use crate::lane::{Found, Receiving};
 use crate::memory::{Memory, identity};
@@ -34,6 +36,13 @@ pub(crate) struct Connection {
     pub(crate) endpoint: String,
     pub(crate) welcome: Welcome,
     state: Mutex<State>,
+    #[cfg(feature = "cuda")]
+    cuda: Vec<crate::cuda::Gpu>,
+    #[cfg(feature = "cuda")]
+    cuda_stream: Option<crate::cuda::Stream>,
+    /// Tells this connection's allocations from those of others.
+    #[cfg(feature = "cuda")]
+    number: u64,
 }
 
 #[derive(Default)]
@@ -62,6 +71,9 @@ pub(crate) struct Taken {
     pub(crate) refers: u64,
     content: Content,
     memory: Option<Arc<Memory>>,
+    /// How memory of a GPU came, and its descriptor.
+    #[cfg(feature = "cuda")]
+    gpu: Option<(Box<DeviceBlock>, Option<OwnedFd>)>,
 }
 
 pub(crate) fn connect(
@@ -78,10 +90,15 @@ pub(crate) fn connect(
         )));
     }
     let socket = connect_to(channel, endpoint, deadline)?;
-    let features = match options.lane && roles & role::SUBSCRIBER != 0 {
+    #[cfg_attr(not(feature = "cuda"), expect(unused_mut))]
+    let mut features = match options.lane && roles & role::SUBSCRIBER != 0 {
         true => feature::LANE,
         false => 0,
     };
+    #[cfg(feature = "cuda")]
+    if !options.cuda.is_empty() {
+        features |= FEATURE_CUDA;
+    }
     let hello = Message {
         sequence: 1,
         refers: 0,
@@ -98,6 +115,11 @@ pub(crate) fn connect(
     // If the other side has closed already, what it said is still to be read.
     let _ = socket::send(socket.as_fd(), &hello.encode(), None);
     let mut received = 0;
+    // Where memory of GPUs is shared, both have to say which they have.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_mut))]
+    let mut welcomed: Option<Welcome> = None;
+    #[cfg(feature = "cuda")]
+    let mut _probe = None;
     loop {
         match socket::receive(socket.as_fd(), &mut received)? {
             Incoming::Message(message, _) => match message.body {
@@ -106,21 +128,20 @@ pub(crate) fn connect(
                 {
                     return Err(Error::Malformed("it welcomes somebody else".into()));
                 }
-                Body::Welcome(welcome) => {
-                    let mut state = State {
-                        sent: 1,
-                        received,
-                        ..State::default()
-                    };
-                    if welcome.features & feature::LANE != 0 {
-                        state.open_lane(socket.as_fd(), welcome.credits)?;
-                    }
-                    return Ok(Arc::new(Connection {
-                        socket,
-                        endpoint: endpoint.to_owned(),
-                        welcome,
-                        state: Mutex::new(state),
-                    }));
+                #[cfg(feature = "cuda")]
+                Body::Welcome(welcome)
+                    if welcomed.is_none() && welcome.features & FEATURE_CUDA != 0 =>
+                {
+                    _probe = introduce(socket.as_fd(), options);
+                    welcomed = Some(welcome);
+                }
+                #[cfg(feature = "cuda")]
+                Body::Devices(_) if message.refers == 2 && welcomed.is_some() => {
+                    let Some(welcome) = welcomed else { continue };
+                    return connected(socket, endpoint, welcome, (2, received), options);
+                }
+                Body::Welcome(welcome) if welcomed.is_none() => {
+                    return connected(socket, endpoint, welcome, (1, received), options);
                 }
                 Body::Error(failure) => return Err(remote(failure)),
                 body => {
@@ -145,6 +166,54 @@ pub(crate) fn connect(
             }
         }
     }
+}
+
+/// Says which GPUs this process has. What it gives is an event to be kept until the other side has tried it.
+#[cfg(feature = "cuda")]
+fn introduce(socket: BorrowedFd<'_>, options: &ConnectOptions) -> Option<crate::cuda::Event> {
+    let (devices, event) = crate::cuda::devices(&options.cuda, true);
+    let message = Message {
+        sequence: 2,
+        refers: 0,
+        body: Body::Devices(devices),
+    };
+    // If the other side has closed already, what it said is still to be read.
+    let _ = socket::send(socket, &message.encode(), None);
+    event
+}
+
+/// The connection after the handshake; with the sequences of the last messages that were sent and received.
+fn connected(
+    socket: OwnedFd,
+    endpoint: &str,
+    welcome: Welcome,
+    (sent, received): (u64, u64),
+    options: &ConnectOptions,
+) -> Result<Arc<Connection>> {
+    #[cfg(not(feature = "cuda"))]
+    let _ = options;
+    #[cfg(feature = "cuda")]
+    static NUMBERS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+    let mut state = State {
+        sent,
+        received,
+        ..State::default()
+    };
+    if welcome.features & feature::LANE != 0 {
+        state.open_lane(socket.as_fd(), welcome.credits)?;
+    }
+    Ok(Arc::new(Connection {
+        socket,
+        endpoint: endpoint.to_owned(),
+        welcome,
+        state: Mutex::new(state),
+        #[cfg(feature = "cuda")]
+        cuda: options.cuda.clone(),
+        #[cfg(feature = "cuda")]
+        cuda_stream: options.cuda_stream,
+        #[cfg(feature = "cuda")]
+        number: NUMBERS.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
+    }))
 }
 
 /// Whether a welcome gives what was asked for, and no more.
@@ -190,12 +259,9 @@ impl Connection {
                     self.endpoint
                 )))
             }
-            Ok(Incoming::Message(message, descriptor)) => state.handle(
-                self.socket.as_fd(),
-                self.welcome.credits,
-                message,
-                descriptor,
-            ),
+            Ok(Incoming::Message(message, descriptor)) => {
+                state.handle(self.socket.as_fd(), &self.welcome, message, descriptor)
+            }
             Err(error) => Err(error),
         };
         if let Err(error) = &taken {
@@ -250,7 +316,17 @@ impl Connection {
         }
     }
 
-    pub(crate) fn received(self: &Arc<Self>, taken: Taken) -> Received {
+    /// What the user gets. [`Error::Gpu`] if it is memory of a GPU that cannot be opened; the connection goes on.
+    pub(crate) fn received(self: &Arc<Self>, taken: Taken) -> Result<Received> {
+        #[cfg(feature = "cuda")]
+        let mut taken = taken;
+        #[cfg(feature = "cuda")]
+        let (gpu, copied_from_gpu) = match taken.gpu.take() {
+            Some((block, fd)) if block.transport != Transport::HostCopy => {
+                (self.import(&mut taken, &block, fd)?, false)
+            }
+            other => (None, other.is_some()),
+        };
         let Taken {
             sequence,
             content,
@@ -267,13 +343,41 @@ impl Connection {
             }
             _ => None,
         };
-        Received {
+        Ok(Received {
             tensor,
+            #[cfg(feature = "cuda")]
+            gpu,
+            #[cfg(feature = "cuda")]
+            copied_from_gpu,
             name: content.name,
             tag: content.tag,
             meta: content.meta,
             lost: content.lost,
-        }
+        })
+    }
+
+    /// Opens memory of a GPU. If that fails the message is released.
+    #[cfg(feature = "cuda")]
+    fn import(
+        self: &Arc<Self>,
+        taken: &mut Taken,
+        block: &DeviceBlock,
+        fd: Option<OwnedFd>,
+    ) -> Result<Option<crate::cuda::GpuTensor>> {
+        let lease = Lease {
+            to: self.clone(),
+            sequence: taken.sequence,
+        };
+        let Some(described) = taken.content.tensor.take() else {
+            return Ok(None);
+        };
+        let origin = crate::cuda::import::Origin {
+            connection: self.number,
+            block,
+            fd,
+            described: &described,
+        };
+        crate::cuda::import::import(&self.cuda, origin, lease, self.cuda_stream).map(Some)
     }
 }
 
@@ -288,6 +392,11 @@ impl Release for Connection {
         }
         state.due.push(sequence);
         state.flush(self.socket.as_fd());
+    }
+
+    #[cfg(feature = "cuda")]
+    fn is_open(&self) -> bool {
+        self.state().end.is_none() && socket::is_connected(self.socket.as_fd())
     }
 }
 
@@ -406,10 +515,11 @@ impl State {
     fn handle(
         &mut self,
         socket: BorrowedFd<'_>,
-        credits: u32,
+        welcome: &Welcome,
         message: Message,
         descriptor: Option<OwnedFd>,
     ) -> Result<Event> {
+        let credits = welcome.credits;
         let (sequence, refers) = (message.sequence, message.refers);
         let is_tensor = matches!(message.body, Body::Tensor(_));
         match message.body {
@@ -434,6 +544,24 @@ impl State {
                     refers,
                     content,
                     memory,
+                    #[cfg(feature = "cuda")]
+                    gpu: None,
+                })))
+            }
+            #[cfg(feature = "cuda")]
+            Body::Gpu(content, block) if welcome.features & FEATURE_CUDA != 0 => {
+                let (memory, fd) = match (&content.tensor, descriptor) {
+                    (Some(described), Some(fd)) if block.transport == Transport::HostCopy => {
+                        (Some(self.memory(credits, described, fd)?), None)
+                    }
+                    (_, fd) => (None, fd),
+                };
+                Ok(Event::Content(Box::new(Taken {
+                    sequence,
+                    refers,
+                    content,
+                    memory,
+                    gpu: Some((block, fd)),
                 })))
             }
             Body::Release(sequences) => {

@@ -44,6 +44,10 @@ pub struct EndpointOptions {
     /// Whether subscribers that ask for it get a lane: shared memory by which they hear of a shared buffer that they
     /// have got before. 256 bytes for each credit, at least a page, for each subscriber.
     pub lanes: bool,
+    /// The GPUs whose memory is handed over: [`cuda::Gpu::all`](crate::cuda::Gpu::all), or some. Without any, tensors
+    /// on GPUs are copied for every client.
+    #[cfg(feature = "cuda")]
+    pub cuda: Vec<crate::cuda::Gpu>,
 }
 
 impl Default for EndpointOptions {
@@ -58,6 +62,8 @@ impl Default for EndpointOptions {
             handshake: Duration::from_secs(5),
             mode: 0o666,
             lanes: true,
+            #[cfg(feature = "cuda")]
+            cuda: Vec::new(),
         }
     }
 }
@@ -88,6 +94,8 @@ pub(crate) struct State {
     pub(crate) next_peer: u64,
     pub(crate) requests: VecDeque<Waiting>,
     pub(crate) refusals: VecDeque<String>,
+    #[cfg(feature = "cuda")]
+    pub(crate) copies: VecDeque<String>,
     pub(crate) closing: bool,
 }
 
@@ -108,6 +116,8 @@ pub struct Published {
     pub queued: usize,
     /// They are too slow: this one or an older one was dropped for them.
     pub lost: usize,
+    /// Of all those: they get a copy, made in the host's memory, of a tensor on a GPU.
+    pub copied: usize,
 }
 
 /// A client of an endpoint, as it is just now.
@@ -160,7 +170,12 @@ impl Endpoint {
     /// Hands something to everyone who subscribes just now. Never waits: who has no credits left gets it later or
     /// not at all, as its queue and policy say.
     pub fn publish(&self, what: impl Into<Outgoing>) -> Result<Published> {
-        let (content, memory) = what.into().into_content()?;
+        let what = what.into();
+        #[cfg(feature = "cuda")]
+        if what.gpu.is_some() {
+            return crate::cuda::publish::publish(self, &what);
+        }
+        let (content, memory) = what.into_content()?;
         let message = Message {
             sequence: 1,
             refers: 0,
@@ -169,6 +184,8 @@ impl Endpoint {
         let publication = Arc::new(Publication {
             bytes: message.encode(),
             memory,
+            #[cfg(feature = "cuda")]
+            lent: None,
         });
         let mut published = Published::default();
         let mut gone = Vec::new();
@@ -297,6 +314,17 @@ impl Endpoint {
     pub fn refusals(&self) -> Vec<String> {
         self.shared.state().refusals.iter().cloned().collect()
     }
+
+    /// Why tensors on GPUs were copied for clients, or for some of them: the last 16 reasons.
+    #[cfg(feature = "cuda")]
+    pub fn copy_reasons(&self) -> Vec<String> {
+        self.shared.state().copies.iter().cloned().collect()
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
 }
 
 impl Drop for Endpoint {
@@ -312,6 +340,18 @@ impl Drop for Endpoint {
 }
 
 impl State {
+    /// Keeps reasons for copies, each once.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn note_copies(&mut self, reasons: Vec<String>) {
+        for reason in reasons {
+            self.copies.retain(|known| *known != reason);
+            self.copies.push_back(reason);
+        }
+        while self.copies.len() > 16 {
+            self.copies.pop_front();
+        }
+    }
+
     /// A peer has gone: nobody waits for the answers to its requests any more.
     pub(crate) fn remove(&mut self, id: u64) -> Option<Peer> {
         self.requests.retain(|waiting| waiting.peer != id);
@@ -367,6 +407,12 @@ impl Release for ToPeer {
             shared.with_peer(self.peer, |peer| peer.release(sequence));
         }
     }
+
+    #[cfg(feature = "cuda")]
+    fn is_open(&self) -> bool {
+        let shared = self.shared.upgrade();
+        shared.is_some_and(|shared| shared.state().peers.contains_key(&self.peer))
+    }
 }
 
 /// A question that wants an answer. If it is dropped without one, its client is told so.
@@ -402,6 +448,10 @@ impl Request {
         Self {
             question: Received {
                 tensor,
+                #[cfg(feature = "cuda")]
+                gpu: None,
+                #[cfg(feature = "cuda")]
+                copied_from_gpu: false,
                 name: content.name,
                 tag: content.tag,
                 meta: content.meta,
@@ -423,6 +473,15 @@ impl Request {
     /// Answers it. [`Error::Closed`] says that its client has gone.
     pub fn reply(mut self, answer: impl Into<Outgoing>) -> Result<()> {
         let answer = answer.into();
+        #[cfg(feature = "cuda")]
+        if answer.gpu.is_some() {
+            let Some(shared) = self.shared.upgrade() else {
+                return Err(Error::Closed("the endpoint has gone".into()));
+            };
+            let made = crate::cuda::publish::answer(&shared, self.peer, self.sequence, &answer)?;
+            drop(shared);
+            return self.answer(made);
+        }
         answer.content()?;
         self.answer(Answer::Reply(answer))
     }

@@ -27,6 +27,8 @@ pub enum Error {
     Malformed(String),
     /// The other side sent a descriptor that is not what it should be: kind, seals, size. The connection is closed.
     Descriptor(String),
+    /// Something about a GPU: what was tried, and the driver's name and number of what it said.
+    Gpu(String),
     /// Shape, strides, offset or dtype do not fit: each other, the memory, or what was asked for.
     Layout(String),
     /// The other side answered with an error.
@@ -57,6 +59,7 @@ impl fmt::Display for Error {
             | Self::Missing(text)
             | Self::InUse(text)
             | Self::Layout(text)
+            | Self::Gpu(text)
             | Self::Safetensors(text) => f.write_str(text),
             Self::TimedOut { waiting_for, after } => {
                 write!(f, "{waiting_for}: nothing within {after:?}")

@@ -37,6 +37,9 @@
 mod channel;
 mod client;
 mod connection;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+pub mod device;
 mod dtype;
 mod endpoint;
 mod error;

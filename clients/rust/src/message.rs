@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+#[cfg(feature = "cuda")]
+use crate::cuda::{GpuTensor, Stream};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::memory::Memory;
@@ -12,6 +14,9 @@ use crate::wire::{Content, Described, MAX_META, check_name};
 #[derive(Clone, Default)]
 pub struct Outgoing {
     pub(crate) tensor: Option<(Arc<Memory>, Layout)>,
+    /// A tensor of a GPU, and the stream that writes it.
+    #[cfg(feature = "cuda")]
+    pub(crate) gpu: Option<(GpuTensor, Stream)>,
     name: String,
     tag: u64,
     meta: Vec<u8>,
@@ -22,6 +27,12 @@ pub struct Outgoing {
 pub struct Received {
     /// The tensor, if there is one. It is released to its sender when it and its clones are dropped.
     pub tensor: Option<Tensor>,
+    /// The tensor, if it came as memory of a GPU.
+    #[cfg(feature = "cuda")]
+    pub gpu: Option<GpuTensor>,
+    /// Whether `tensor` is a copy of one on a GPU, made because the memory itself could not be handed over.
+    #[cfg(feature = "cuda")]
+    pub copied_from_gpu: bool,
     /// The sender's name for it.
     pub name: String,
     /// The sender's number for it.
@@ -50,7 +61,25 @@ impl From<&SharedTensor> for Outgoing {
     }
 }
 
+#[cfg(feature = "cuda")]
+impl From<&GpuTensor> for Outgoing {
+    /// After what the default stream was given; see [`Outgoing::gpu`].
+    fn from(tensor: &GpuTensor) -> Self {
+        Self::gpu(tensor, Stream::DEFAULT)
+    }
+}
+
 impl Outgoing {
+    /// A tensor of a GPU that is written by what `stream` has been given so far. Nobody reads it before that is done:
+    /// the other side's stream waits for it, or publishing does.
+    #[cfg(feature = "cuda")]
+    pub fn gpu(tensor: &GpuTensor, stream: Stream) -> Self {
+        Self {
+            gpu: Some((tensor.clone(), stream)),
+            ..Self::default()
+        }
+    }
+
     /// A message without a tensor.
     pub fn empty() -> Self {
         Self::default()
@@ -83,6 +112,12 @@ impl Outgoing {
 
     /// The message, and the memory that goes with it.
     pub(crate) fn into_content(self) -> Result<(Content, Option<Arc<Memory>>)> {
+        #[cfg(feature = "cuda")]
+        if self.gpu.is_some() {
+            return Err(Error::Gpu(
+                "a tensor of a GPU goes from an endpoint to its clients: publish it, or answer with it".into(),
+            ));
+        }
         check_name(&self.name).map_err(Error::Name)?;
         if self.meta.len() > MAX_META {
             return Err(Error::Layout(format!(

@@ -1,10 +1,12 @@
 //! One client of an endpoint: what it may have, what it has, what waits for it.
 
 use std::collections::{HashMap, VecDeque};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
+#[cfg(feature = "cuda")]
+use crate::cuda::publish::{Lent, PeerDevices};
 use crate::lane::{Sending, Way};
 use crate::memory::Memory;
 use crate::message::Outgoing;
@@ -33,9 +35,12 @@ pub(crate) struct Peer {
     pub(crate) received: u64,
     sent: u64,
     /// TENSOR messages that it has not released, and their memory if it is shared.
-    outstanding: HashMap<u64, Option<Arc<Memory>>>,
+    outstanding: HashMap<u64, Option<Kept>>,
     /// Shared memory of answers.
-    lent: HashMap<u64, Arc<Memory>>,
+    lent: HashMap<u64, Kept>,
+    /// What it has said about its GPUs.
+    #[cfg(feature = "cuda")]
+    pub(crate) devices: Option<Arc<PeerDevices>>,
     queue: VecDeque<Arc<Publication>>,
     answers: VecDeque<(u64, Answer)>,
     /// Requests that are not answered.
@@ -50,11 +55,43 @@ pub(crate) struct Peer {
 pub(crate) struct Publication {
     pub(crate) bytes: Vec<u8>,
     pub(crate) memory: Option<Arc<Memory>>,
+    #[cfg(feature = "cuda")]
+    pub(crate) lent: Option<Arc<Lent>>,
+}
+
+/// What must stay until it is released. Nobody looks at it.
+#[allow(dead_code)]
+enum Kept {
+    Memory(Arc<Memory>),
+    #[cfg(feature = "cuda")]
+    Lent(Arc<Lent>),
+}
+
+impl Publication {
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        #[cfg(feature = "cuda")]
+        if let Some(lent) = &self.lent {
+            return lent.fd();
+        }
+        self.memory.as_ref().map(|memory| memory.fd())
+    }
+
+    fn kept(&self) -> Option<Kept> {
+        #[cfg(feature = "cuda")]
+        if let Some(lent) = &self.lent {
+            return Some(Kept::Lent(lent.clone()));
+        }
+        let memory = self.memory.as_ref()?;
+        (memory.sharing() == Sharing::Shared).then(|| Kept::Memory(memory.clone()))
+    }
 }
 
 pub(crate) enum Answer {
     Reply(Outgoing),
     Failure(Failure),
+    /// A message that is ready but for its sequence.
+    #[cfg(feature = "cuda")]
+    Made(Arc<Publication>),
 }
 
 /// What became of something published.
@@ -77,6 +114,8 @@ impl Peer {
             sent: 0,
             outstanding: HashMap::new(),
             lent: HashMap::new(),
+            #[cfg(feature = "cuda")]
+            devices: None,
             queue: VecDeque::new(),
             answers: VecDeque::new(),
             open: 0,
@@ -87,6 +126,15 @@ impl Peer {
     }
 
     pub(crate) fn is_subscriber(&self) -> bool {
+        // One that has yet to say which GPUs it has is not ready.
+        #[cfg(feature = "cuda")]
+        if self
+            .welcome
+            .is_some_and(|welcome| welcome.features & crate::device::FEATURE_CUDA != 0)
+            && self.devices.is_none()
+        {
+            return false;
+        }
         self.welcome
             .is_some_and(|welcome| welcome.roles & role::SUBSCRIBER != 0)
     }
@@ -162,7 +210,6 @@ impl Peer {
     fn send_tensor(&mut self, publication: &Publication) -> Result<bool, Gone> {
         let sequence = self.sent + 1;
         let memory = publication.memory.as_ref();
-        let shared = memory.filter(|memory| memory.sharing() == Sharing::Shared);
         let number = match (&mut self.lane, publication.bytes.len()) {
             (None, _) => 0,
             (Some(lane), length) => match lane.way(length, memory) {
@@ -170,7 +217,7 @@ impl Peer {
                 Way::Lane(number) => {
                     let asleep = lane.write(&publication.bytes, sequence, self.lost, number);
                     self.sent = sequence;
-                    self.outstanding.insert(sequence, shared.cloned());
+                    self.outstanding.insert(sequence, publication.kept());
                     return match asleep.then(|| self.send(0, Body::Wake)) {
                         // Without room it has something to read, and so is awake.
                         Some(Err(errno)) if !is_full(errno) => Err(Gone),
@@ -183,8 +230,7 @@ impl Peer {
         bytes[MEMORY_AT..MEMORY_AT + 2].copy_from_slice(&number.to_le_bytes());
         bytes[SEQUENCE_AT..SEQUENCE_AT + 8].copy_from_slice(&sequence.to_le_bytes());
         bytes[LOST_AT..LOST_AT + 8].copy_from_slice(&self.lost.to_le_bytes());
-        let descriptor = memory.map(|memory| memory.fd());
-        match socket::send(self.socket.as_fd(), &bytes, descriptor) {
+        match socket::send(self.socket.as_fd(), &bytes, publication.descriptor()) {
             Ok(()) => {}
             Err(errno) if is_full(errno) => {
                 self.blocked = true;
@@ -196,7 +242,7 @@ impl Peer {
         if let (Some(lane), Some(memory)) = (&mut self.lane, memory) {
             lane.told(number, memory);
         }
-        self.outstanding.insert(sequence, shared.cloned());
+        self.outstanding.insert(sequence, publication.kept());
         Ok(true)
     }
 
@@ -250,8 +296,14 @@ impl Peer {
     }
 
     fn send_answer(&mut self, refers: u64, answer: &Answer) -> Result<bool, Gone> {
+        #[cfg(feature = "cuda")]
+        if let Answer::Made(publication) = answer {
+            return self.send_made(publication);
+        }
         let (body, memory) = match answer {
             Answer::Failure(failure) => (Body::Error(failure.clone()), None),
+            #[cfg(feature = "cuda")]
+            Answer::Made(_) => return Err(Gone),
             // Its limits were checked when it was made.
             Answer::Reply(outgoing) => match outgoing.content() {
                 Ok(content) => (Body::Reply(content), outgoing.memory()),
@@ -279,7 +331,31 @@ impl Peer {
             if self.lent.len() >= MAX_LENT {
                 return Err(Gone);
             }
-            self.lent.insert(self.sent, memory.clone());
+            self.lent.insert(self.sent, Kept::Memory(memory.clone()));
+        }
+        Ok(true)
+    }
+
+    /// The same for an answer that is ready.
+    #[cfg(feature = "cuda")]
+    fn send_made(&mut self, publication: &Publication) -> Result<bool, Gone> {
+        let mut bytes = publication.bytes.clone();
+        let sequence = self.sent + 1;
+        bytes[SEQUENCE_AT..SEQUENCE_AT + 8].copy_from_slice(&sequence.to_le_bytes());
+        match socket::send(self.socket.as_fd(), &bytes, publication.descriptor()) {
+            Ok(()) => {}
+            Err(errno) if is_full(errno) => {
+                self.blocked = true;
+                return Ok(false);
+            }
+            Err(_) => return Err(Gone),
+        }
+        self.sent = sequence;
+        if let Some(kept) = publication.kept() {
+            if self.lent.len() >= MAX_LENT {
+                return Err(Gone);
+            }
+            self.lent.insert(sequence, kept);
         }
         Ok(true)
     }

@@ -8,6 +8,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 
+#[cfg(feature = "cuda")]
+use crate::device::FEATURE_CUDA;
 use crate::endpoint::{Shared, State, Waiting, failure};
 use crate::error::Error;
 use crate::lane::Sending;
@@ -247,6 +249,13 @@ fn take(shared: &Shared, state: &mut State, id: u64) -> Result<bool, End> {
         (Body::Release(sequences), Some(_)) => {
             peer.released(&sequences).map_err(|_| End::Gone)?;
         }
+        #[cfg(feature = "cuda")]
+        (Body::Devices(devices), Some(welcome))
+            if welcome.features & FEATURE_CUDA != 0 && peer.devices.is_none() =>
+        {
+            crate::cuda::publish::introduced(&shared.options.cuda, peer, sequence, devices)
+                .map_err(|_| End::Gone)?;
+        }
         (Body::Ping, Some(_)) => drop(peer.send(sequence, Body::Pong)),
         (Body::Pong, Some(_)) => {}
         // It has closed, or will.
@@ -269,8 +278,16 @@ fn welcome(shared: &Shared, peer: &mut Peer, sequence: u64, hello: &Hello) -> Re
         0 => options.credits,
         asked => asked.min(options.max_credits),
     };
+    #[cfg(feature = "cuda")]
+    let cuda = match options.cuda.is_empty() {
+        true => 0,
+        false => hello.features & FEATURE_CUDA,
+    };
+    #[cfg(not(feature = "cuda"))]
+    let cuda = 0;
     let wanted = hello.features & feature::LANE != 0 && hello.roles & role::SUBSCRIBER != 0;
-    if wanted && options.lanes {
+    // Memory of GPUs goes through the socket: whoever gets that has no lane.
+    if wanted && options.lanes && cuda == 0 {
         // Without memory for it, it is the socket.
         peer.lane = Sending::new(credits).ok();
     }
@@ -279,7 +296,7 @@ fn welcome(shared: &Shared, peer: &mut Peer, sequence: u64, hello: &Hello) -> Re
         roles: hello.roles,
         features: match peer.lane {
             Some(_) => feature::LANE,
-            None => 0,
+            None => cuda,
         },
         credits,
         queue: match hello.queue {

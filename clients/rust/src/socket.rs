@@ -141,6 +141,17 @@ pub(crate) fn wait(socket: BorrowedFd<'_>, deadline: Instant) -> Result<bool> {
     }
 }
 
+/// Whether the other side is still there.
+#[cfg(feature = "cuda")]
+pub(crate) fn is_connected(socket: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::RDHUP)];
+    let gone = PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR;
+    match poll(&mut fds, Some(&timespec(Duration::ZERO))) {
+        Ok(_) => !fds[0].revents().intersects(gone),
+        Err(_) => true,
+    }
+}
+
 /// The end of a time that begins now; for ever is a century.
 pub(crate) fn deadline(timeout: Duration) -> Instant {
     let now = Instant::now();

@@ -38,6 +38,10 @@ pub struct SharedTensor {
 /// Tells a sender that its memory is not used any more.
 pub(crate) trait Release: Send + Sync {
     fn release(&self, sequence: u64);
+
+    /// Whether the sender is still there.
+    #[cfg(feature = "cuda")]
+    fn is_open(&self) -> bool;
 }
 
 pub(crate) struct Lease {

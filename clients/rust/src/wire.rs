@@ -1,6 +1,7 @@
 //! Messages as bytes: docs/channel-protocol.md, section 2. Pure: no system calls, nothing that can fail but a
 //! message that breaks a rule, and then the text says which.
 
+use crate::device::{DeviceBlock, Devices, Transport};
 use crate::dtype::Dtype;
 use crate::layout::{ByteOrder, Layout, MAX_DIMENSIONS};
 
@@ -108,6 +109,10 @@ pub enum Body {
     Lane,
     /// There is something in the lane.
     Wake,
+    /// The GPUs of a peer; only with [`FEATURE_CUDA`](crate::device::FEATURE_CUDA).
+    Devices(Devices),
+    /// A tensor in a GPU's memory, or a copy of one: published, or an answer.
+    Gpu(Content, Box<DeviceBlock>),
 }
 
 /// HELLO.
@@ -181,6 +186,8 @@ impl Body {
             Self::Pong => 9,
             Self::Lane => 32,
             Self::Wake => 33,
+            Self::Devices(_) => 10,
+            Self::Gpu(..) => 11,
         }
     }
 
@@ -198,6 +205,8 @@ impl Body {
             Self::Pong => "PONG",
             Self::Lane => "LANE",
             Self::Wake => "WAKE",
+            Self::Devices(_) => "DEVICES",
+            Self::Gpu(..) => "GPU",
         }
     }
 
@@ -208,6 +217,7 @@ impl Body {
                 content.tensor.is_some()
             }
             Self::Lane => true,
+            Self::Gpu(_, block) => block.transport.has_descriptor(),
             _ => false,
         }
     }
@@ -257,6 +267,11 @@ impl Message {
                 out.extend(&failure.text.as_bytes()[..end]);
             }
             Body::Ping | Body::Pong | Body::Lane | Body::Wake => {}
+            Body::Devices(devices) => devices.put(&mut out),
+            Body::Gpu(content, block) => {
+                put_content(&mut out, content);
+                block.put(&mut out);
+            }
         }
         let length = out.len() as u32;
         out[8..12].copy_from_slice(&length.to_le_bytes());
@@ -297,7 +312,7 @@ impl Message {
         }
         let refers = reader.u64()?;
         let answers = matches!(kind, 2 | 5 | 9);
-        if kind != 7 && answers != (refers != 0) {
+        if !matches!(kind, 7 | 10 | 11) && answers != (refers != 0) {
             return Err(format!("kind {kind} refers to {refers}"));
         }
         let body = match kind {
@@ -312,6 +327,8 @@ impl Message {
             9 => Body::Pong,
             32 => Body::Lane,
             33 => Body::Wake,
+            10 => Body::Devices(Devices::read(&mut reader)?),
+            11 => gpu(&mut reader, refers)?,
             _ => return Err(format!("kind {kind} is not known")),
         };
         if !reader.0.is_empty() {
@@ -396,7 +413,7 @@ fn put_content(out: &mut Vec<u8>, content: &Content) {
 }
 
 /// What is left to read of a message.
-struct Reader<'a>(&'a [u8]);
+pub(crate) struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
     fn take(&mut self, count: usize) -> Result<&'a [u8], String> {
@@ -408,29 +425,29 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
         let mut array = [0; N];
         array.copy_from_slice(self.take(N)?);
         Ok(array)
     }
 
-    fn u8(&mut self) -> Result<u8, String> {
+    pub(crate) fn u8(&mut self) -> Result<u8, String> {
         Ok(self.array::<1>()?[0])
     }
 
-    fn u16(&mut self) -> Result<u16, String> {
+    pub(crate) fn u16(&mut self) -> Result<u16, String> {
         Ok(u16::from_le_bytes(self.array()?))
     }
 
-    fn u32(&mut self) -> Result<u32, String> {
+    pub(crate) fn u32(&mut self) -> Result<u32, String> {
         Ok(u32::from_le_bytes(self.array()?))
     }
 
-    fn u64(&mut self) -> Result<u64, String> {
+    pub(crate) fn u64(&mut self) -> Result<u64, String> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    fn reserved(&mut self, count: usize) -> Result<(), String> {
+    pub(crate) fn reserved(&mut self, count: usize) -> Result<(), String> {
         match self.take(count)?.iter().all(|&byte| byte == 0) {
             true => Ok(()),
             false => Err("a reserved field is not 0".into()),
@@ -585,6 +602,29 @@ fn content(reader: &mut Reader<'_>) -> Result<Content, String> {
         name: name.to_owned(),
         meta,
     })
+}
+
+fn gpu(reader: &mut Reader<'_>, refers: u64) -> Result<Body, String> {
+    let content = content(reader)?;
+    let block = DeviceBlock::read(reader)?;
+    match &content.tensor {
+        None => return Err("GPU without a tensor".into()),
+        Some(tensor) if tensor.memory != 0 => return Err("a number of memory in GPU".into()),
+        Some(tensor) => {
+            let copy = block.transport == Transport::HostCopy;
+            if (tensor.sharing == Sharing::Immutable) != copy {
+                return Err(format!(
+                    "{:?} memory by {}",
+                    tensor.sharing,
+                    block.transport.name()
+                ));
+            }
+        }
+    }
+    match refers != 0 && content.lost != 0 {
+        true => Err(format!("lost {} in an answer", content.lost)),
+        false => Ok(Body::Gpu(content, Box::new(block))),
+    }
 }
 
 fn release(reader: &mut Reader<'_>) -> Result<Vec<u64>, String> {

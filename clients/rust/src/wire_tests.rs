@@ -19,6 +19,11 @@ pub(crate) fn samples() -> Vec<Message> {
         ..content.clone()
     };
     asked.tensor.as_mut().unwrap().memory = 0;
+    let gpu = Content {
+        tag: 8,
+        lost: 7,
+        ..asked.clone()
+    };
     let bare = Content {
         tensor: None,
         lost: 0,
@@ -48,6 +53,26 @@ pub(crate) fn samples() -> Vec<Message> {
         text: "später".into(),
         closes: true,
     };
+    let devices = Devices {
+        pid: 8193,
+        transports: 0b1_1110,
+        driver: 12080,
+        events: true,
+        probe: [9; 64],
+        list: vec![crate::device::DeviceEntry {
+            uuid: [7; 16],
+            mig: true,
+        }],
+    };
+    let block = DeviceBlock {
+        transport: Transport::Legacy,
+        has_event: true,
+        pid: 16_385,
+        uuid: [7; 16],
+        allocation: 3,
+        handle: [5; 64],
+        event: [6; 64],
+    };
     [
         (0, Body::Hello(hello)),
         (1, Body::Welcome(welcome)),
@@ -61,6 +86,8 @@ pub(crate) fn samples() -> Vec<Message> {
         (3, Body::Pong),
         (0, Body::Lane),
         (0, Body::Wake),
+        (0, Body::Devices(devices)),
+        (0, Body::Gpu(gpu, Box::new(block))),
     ]
     .into_iter()
     .zip(1..)
@@ -132,7 +159,7 @@ fn each_rule_has_its_refusal() {
     let cases: &[(usize, usize, &[u8], &str)] = &[
         (2, 0, b"X", "magic"),
         (2, 4, &[2], "version 2"),
-        (2, 6, &[10], "kind 10"),
+        (2, 6, &[12], "kind 12"),
         (2, 6, &[0], "kind 0"),
         (2, 12, &[1], "flags"),
         (7, 12, &[2], "flags"),
@@ -178,6 +205,18 @@ fn each_rule_has_its_refusal() {
         (7, 32, &[8], "code"),
         (7, 32, &[0], "code"),
         (7, 34, &[0, 5], "text"),
+        (12, 36, &[1], "transports"),
+        (12, 44, &[65], "at most 64"),
+        (12, 46, &[2], "events"),
+        (12, 128, &[2], "flags"),
+        (12, 132, &[1], "reserved"),
+        (13, 131, &[2], "block of version 2"),
+        (13, 132, &[5], "transport 5"),
+        (13, 132, &[1], "a handle"),
+        (13, 133, &[0], "an event"),
+        (13, 134, &[1], "reserved"),
+        (13, 36, &[0], "Immutable memory"),
+        (13, 37, &[1], "device"),
     ];
     for &(sample, at, bytes, says) in cases {
         let mut message = samples()[sample].encode();

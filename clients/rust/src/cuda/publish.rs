@@ -1,0 +1,317 @@
+//! The listener's side: what each client gets of a GPU's tensor, the memory itself or a copy.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::export::{Export, export};
+use super::{Event, Gpu, GpuTensor, PATIENCE, Stream, devices, driver, events_work};
+use crate::device::{DeviceBlock, Devices, Transport};
+use crate::endpoint::{Endpoint, Published, Shared};
+use crate::error::{Error, Result};
+use crate::layout::Layout;
+use crate::memory::Memory;
+use crate::message::Outgoing;
+use crate::peer::{Answer, Gone, Offered, Peer, Publication};
+use crate::wire::{Body, Content, Described, Message, Sharing};
+
+/// What a client of a GPU endpoint has said about itself.
+pub(crate) struct PeerDevices {
+    devices: Devices,
+    /// Its events are found here, so ours are there.
+    events: bool,
+}
+
+/// A tensor that is being handed over: it and its allocation are held until everyone has released it.
+pub(crate) struct Lent {
+    tensor: GpuTensor,
+    stream: Stream,
+    export: std::result::Result<Arc<Export>, String>,
+    event: Event,
+    handle: Option<[u8; 64]>,
+}
+
+impl Lent {
+    fn new(tensor: &GpuTensor, stream: Stream) -> Result<Arc<Self>> {
+        let gpu = tensor.gpu();
+        let _entered = gpu.enter()?;
+        tensor.check()?;
+        if tensor.came_by().is_some() {
+            // Its owner may free it once this process has released it: whoever got it from here would not know.
+            return Err(Error::Gpu(
+                "a tensor that came from another process cannot be handed on: copy it first".into(),
+            ));
+        }
+        let (low, high) = tensor.extent();
+        let shared = gpu.driver().missing(driver::EVENTS).is_none();
+        // Not every driver gives events for other processes (WSL2): then the kernel is waited for here.
+        let (event, handle) = match shared
+            .then(|| Event::record(gpu, stream, true))
+            .and_then(Result::ok)
+        {
+            Some(event) => {
+                let handle = gpu.driver().export_event(event.raw).ok();
+                (event, handle)
+            }
+            None => (Event::record(gpu, stream, false)?, None),
+        };
+        Ok(Arc::new(Self {
+            tensor: tensor.clone(),
+            stream,
+            export: export(gpu, low, high.max(low + 1)),
+            event,
+            handle,
+        }))
+    }
+
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        let export = self.export.as_ref().ok()?;
+        export.fd.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The message's block for a client; the error says why it must get a copy.
+    fn block(&self, peer: &PeerDevices) -> std::result::Result<DeviceBlock, String> {
+        let export = self.export.as_ref().map_err(Clone::clone)?;
+        export.suits(&peer.devices)?;
+        let event = self.handle.filter(|_| peer.events);
+        Ok(DeviceBlock {
+            transport: export.transport,
+            has_event: event.is_some(),
+            pid: std::process::id(),
+            uuid: self.tensor.gpu().0.uuid,
+            allocation: export.allocation,
+            handle: export.handle,
+            event: event.unwrap_or([0; 64]),
+        })
+    }
+
+    /// The tensor in its allocation.
+    fn described(&self, export: &Export) -> Described {
+        Described {
+            layout: Layout {
+                offset: self.tensor.pointer() - export.base,
+                ..self.tensor.layout().clone()
+            },
+            sharing: Sharing::Shared,
+            size: export.size,
+            memory: 0,
+        }
+    }
+}
+
+fn copied(gpu: Option<&Gpu>) -> DeviceBlock {
+    DeviceBlock {
+        transport: Transport::HostCopy,
+        has_event: false,
+        pid: std::process::id(),
+        uuid: gpu.map_or([0; 16], |gpu| gpu.0.uuid),
+        allocation: 0,
+        handle: [0; 64],
+        event: [0; 64],
+    }
+}
+
+/// The messages for all kinds of clients, each made once.
+struct Messages {
+    lent: Arc<Lent>,
+    content: Content,
+    refers: u64,
+    made: HashMap<(u8, bool), Arc<Publication>>,
+    copy: Option<(Arc<Memory>, Layout)>,
+    reasons: Vec<String>,
+}
+
+impl Messages {
+    fn new(what: &Outgoing, refers: u64) -> Result<Self> {
+        let (tensor, stream) = what
+            .gpu
+            .as_ref()
+            .ok_or_else(|| Error::Gpu("there is no tensor of a GPU".into()))?;
+        let mut bare = what.clone();
+        bare.gpu = None;
+        Ok(Self {
+            lent: Lent::new(tensor, *stream)?,
+            content: bare.content()?,
+            refers,
+            made: HashMap::new(),
+            copy: None,
+            reasons: Vec::new(),
+        })
+    }
+
+    /// What a client gets, and whether that is a copy. Waits for the kernel where the client cannot do so.
+    fn for_peer(&mut self, peer: Option<&PeerDevices>) -> Result<(Arc<Publication>, bool)> {
+        let block = match peer {
+            Some(peer) => self.lent.block(peer),
+            None => Err("the other side takes no memory of GPUs".into()),
+        };
+        let (block, key) = match block {
+            Ok(block) => {
+                let key = (block.transport as u8, block.has_event);
+                (Some(block), key)
+            }
+            Err(reason) => {
+                if !self.reasons.contains(&reason) {
+                    self.reasons.push(reason);
+                }
+                // A client that knows nothing of GPUs gets an ordinary tensor.
+                (None, (u8::MAX, peer.is_some()))
+            }
+        };
+        let is_copy = block.is_none();
+        if let Some(made) = self.made.get(&key) {
+            return Ok((made.clone(), is_copy));
+        }
+        let publication = Arc::new(match block {
+            Some(block) => self.in_place(block)?,
+            None => self.copied(peer.is_some())?,
+        });
+        self.made.insert(key, publication.clone());
+        Ok((publication, is_copy))
+    }
+
+    fn in_place(&self, block: DeviceBlock) -> Result<Publication> {
+        let export = self
+            .lent
+            .export
+            .as_ref()
+            .map_err(|why| Error::Gpu(why.clone()))?;
+        if !export.is_there() {
+            return Err(Error::Gpu(format!(
+                "the tensor's memory at {:#x} was freed: what others would open is none of it",
+                export.base
+            )));
+        }
+        if export.ordinal() != self.lent.tensor.gpu().ordinal() as i32 {
+            return Err(Error::Gpu("the tensor's memory is on another GPU".into()));
+        }
+        if !block.has_event {
+            let gpu = self.lent.tensor.gpu();
+            let _entered = gpu.enter()?;
+            self.lent.event.wait(
+                Instant::now() + PATIENCE,
+                "the kernel that writes the tensor",
+            )?;
+        }
+        let described = self.lent.described(export);
+        described
+            .layout
+            .check(described.size)
+            .map_err(Error::Layout)?;
+        let content = Content {
+            tensor: Some(described),
+            ..self.content.clone()
+        };
+        Ok(self.publication(Body::Gpu(content, Box::new(block)), None))
+    }
+
+    fn copied(&mut self, says_so: bool) -> Result<Publication> {
+        if self.copy.is_none() {
+            self.copy = Some(self.lent.tensor.copy_out(self.lent.stream)?);
+        }
+        let Some((memory, layout)) = self.copy.clone() else {
+            return Err(Error::Gpu("there is no copy".into()));
+        };
+        let content = Content {
+            tensor: Some(Described {
+                layout,
+                sharing: Sharing::Immutable,
+                size: memory.size(),
+                memory: 0,
+            }),
+            ..self.content.clone()
+        };
+        let body = match (says_so, self.refers) {
+            (true, _) => Body::Gpu(content, Box::new(copied(Some(self.lent.tensor.gpu())))),
+            (false, 0) => Body::Tensor(content),
+            (false, _) => Body::Reply(content),
+        };
+        Ok(self.publication(body, Some(memory)))
+    }
+
+    fn publication(&self, body: Body, memory: Option<Arc<Memory>>) -> Publication {
+        let message = Message {
+            sequence: 1,
+            refers: self.refers,
+            body,
+        };
+        Publication {
+            bytes: message.encode(),
+            lent: memory.is_none().then(|| self.lent.clone()),
+            memory,
+        }
+    }
+}
+
+/// Publishes a tensor of a GPU. What the clients can take is looked at first, because a copy takes time and nobody
+/// must wait for it.
+pub(crate) fn publish(endpoint: &Endpoint, what: &Outgoing) -> Result<Published> {
+    let shared = endpoint.shared();
+    let mut messages = Messages::new(what, 0)?;
+    let peers: Vec<_> = shared
+        .state()
+        .peers
+        .iter()
+        .filter(|(_, peer)| peer.is_subscriber())
+        .map(|(&id, peer)| (id, peer.devices.clone()))
+        .collect();
+    let mut wanted = HashMap::new();
+    for (id, devices) in peers {
+        wanted.insert(id, messages.for_peer(devices.as_deref())?);
+    }
+    let mut published = Published::default();
+    let mut gone = Vec::new();
+    let mut state = shared.state();
+    for (id, (publication, is_copy)) in wanted {
+        let Some(peer) = state.peers.get_mut(&id) else {
+            continue;
+        };
+        published.copied += usize::from(is_copy);
+        match peer.offer(&publication) {
+            Ok(Offered::Sent) => published.sent += 1,
+            Ok(Offered::Queued) => published.queued += 1,
+            Ok(Offered::Lost) => published.lost += 1,
+            Err(Gone) => gone.push(id),
+        }
+    }
+    let retry = state.peers.values().any(|peer| peer.blocked);
+    for id in gone {
+        state.remove(id);
+    }
+    state.note_copies(messages.reasons);
+    drop(state);
+    if retry {
+        shared.wake();
+    }
+    Ok(published)
+}
+
+/// The answer to a request with a tensor of a GPU.
+pub(crate) fn answer(shared: &Shared, peer: u64, refers: u64, what: &Outgoing) -> Result<Answer> {
+    let devices = shared
+        .state()
+        .peers
+        .get(&peer)
+        .and_then(|peer| peer.devices.clone());
+    let mut messages = Messages::new(what, refers)?;
+    let (publication, _) = messages.for_peer(devices.as_deref())?;
+    shared.state().note_copies(messages.reasons);
+    Ok(Answer::Made(publication))
+}
+
+/// DEVICES of a client: kept, and answered with our own.
+pub(crate) fn introduced(
+    gpus: &[Gpu],
+    peer: &mut Peer,
+    sequence: u64,
+    devices_of_peer: Devices,
+) -> rustix::io::Result<()> {
+    let events = events_work(gpus, &devices_of_peer);
+    let (mine, _) = devices(gpus, false);
+    peer.devices = Some(Arc::new(PeerDevices {
+        devices: devices_of_peer,
+        events,
+    }));
+    peer.send(sequence, Body::Devices(mine))
+}
