@@ -321,7 +321,11 @@ impl Child<'_> {
         match action {
             Action::RootPropagation { flags } => {
                 self.shared = flags & libc::MS_SHARED != 0;
-                pivot::propagation(*flags)
+                let done = pivot::propagation(*flags);
+                match self.plan.birth.clone_flags & libc::CLONE_NEWUSER as u64 {
+                    0 => done,
+                    _ => done.map_err(|error| error.context("in the new user namespace")),
+                }
             }
             Action::OpenRoot { path } => {
                 self.root = Some(match self.inherited.root.take() {

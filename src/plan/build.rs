@@ -165,11 +165,11 @@ fn planned(
     };
     let confinement = confine::plan(&rows, spec, sandboxed.unwrap_or(linux), host.landlock)?;
     let hooks = Stages::of(spec);
-    let mut steps = begin(&context, process)?;
-    steps.extend(match sandboxed {
-        Some(_) => sandbox::root(),
-        None => mounts::root(&context)?,
-    });
+    let steps = begin(&context, process)?;
+    let mut steps = match sandboxed {
+        Some(_) => [steps, sandbox::root()].concat(),
+        None => with_mounts(&context, steps)?,
+    };
     steps.extend(around_hooks(&hooks));
     steps.extend(match sandboxed {
         Some(_) => sandbox::finish(process, context.profile),
@@ -220,6 +220,21 @@ fn planned(
         host_hooks: hooks.host,
         cgroup,
     })
+}
+
+/// The steps before the file system, with those that make it. Before anything is mounted, its propagation
+/// keeps that from the host; as the first step of all in a new user namespace, it shows whether that gives
+/// rights over anything: where it does not, the container is made again without, and no other step is to
+/// take the refusal for its own.
+fn with_mounts(context: &Context<'_>, before: Vec<Step>) -> Result<Vec<Step>> {
+    let propagation = mounts::propagation_of_all(context)?.into_iter().collect();
+    let first = match context.has(libc::CLONE_NEWUSER) {
+        true => [propagation, before],
+        false => [before, propagation],
+    };
+    let mut steps = first.concat();
+    steps.extend(mounts::root(context)?);
+    Ok(steps)
 }
 
 /// The part of a specification that is about Linux.

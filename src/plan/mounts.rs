@@ -38,8 +38,15 @@ const DEV_LINKS: [(&str, &str); 6] = [
     ("/dev/ptmx", "pts/ptmx"),
 ];
 
-/// Steps from the host's mounts to a filled root file system.
-pub(super) fn root(context: &Context<'_>) -> Result<Vec<Step>> {
+/// The first step on mounts, which keeps what is done in the new namespace from the host; none where the
+/// mounts are the caller's.
+///
+/// # Errors
+/// A propagation that is not safe with --no-pivot.
+pub(super) fn propagation_of_all(context: &Context<'_>) -> Result<Option<Step>> {
+    if context.shares_mounts() {
+        return Ok(None);
+    }
     let asked = context
         .linux
         .rootfs_propagation()
@@ -57,27 +64,27 @@ pub(super) fn root(context: &Context<'_>) -> Result<Vec<Step>> {
         .and_then(propagation)
         .is_some_and(|asked| asked.kind == PropagationKind::Shared && !asked.recursive);
     let private = asked.is_some_and(|name| matches!(name, "private" | "rprivate"));
-    if context.asked.no_pivot && !context.shares_mounts() && private {
+    if context.asked.no_pivot && private {
         return Err(Error::spec(
             "linux.rootfsPropagation",
             "rootfsPropagation of [r]private is not safe without pivot_root",
         ));
     }
-    let mut steps: Vec<Step> = Vec::new();
-    if !context.shares_mounts() {
-        // Before anything is mounted: what is done here must not show on the host.
-        let flags = match alone {
-            true => flags,
-            false => flags | libc::MS_REC,
-        };
-        steps.push(Action::RootPropagation { flags }.into());
-    }
-    steps.push(
+    let flags = match alone {
+        true => flags,
+        false => flags | libc::MS_REC,
+    };
+    Ok(Some(Action::RootPropagation { flags }.into()))
+}
+
+/// Steps from the host's mounts, as [`propagation_of_all`] leaves them, to a filled root file system.
+pub(super) fn root(context: &Context<'_>) -> Result<Vec<Step>> {
+    let mut steps: Vec<Step> = vec![
         Action::OpenRoot {
             path: context.loaded.rootfs.clone(),
         }
         .into(),
-    );
+    ];
     let shm = channels::shm(context)?;
     let mut shm_is_due = shm.is_some();
     for (index, mount) in context.spec.mounts().iter().flatten().enumerate() {

@@ -305,6 +305,22 @@ fn a_filter_that_kills_is_an_answer() {
     assert_ne!(ran.code, 0, "{ran:#?}");
 }
 
+/// Ubuntu's AppArmor says of who has made a user namespace that it has no capabilities; a filter that denies
+/// the question stands for it. What can be done is shown by doing it, not by what is said of it.
+#[test]
+fn capabilities_are_not_asked_but_tried() {
+    doctors!();
+    let capget = libc::SYS_capget.to_string();
+    let Some((doctor, _)) = under("1", &capget) else {
+        skip!("there is no C compiler");
+    };
+    let report: Value = serde_json::from_str(&doctor.stdout).unwrap();
+    if !works(&report, "user.map") {
+        skip!("no user namespaces here");
+    }
+    assert!(works(&report, "user.mount"), "{report:#}");
+}
+
 #[test]
 fn a_probe_that_hangs_ends() {
     doctors!();

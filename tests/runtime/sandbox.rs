@@ -235,3 +235,86 @@ fn what_a_sandbox_cannot_hold() {
         bundle.assert_gone();
     }
 }
+
+/// As on Ubuntu 24.04: the user namespace is made, and the first mount in it is refused. The caller's mounts
+/// all lie there, so a filter stands for the profile, which knows about namespaces.
+fn deny_mounts(bundle: &mut Bundle, errno: i32) {
+    let deny = crate::denied::deny().unwrap().to_str().unwrap().to_string();
+    // Only root filters without it; what comes before in the prefix mounts by itself.
+    let prefix = ["setpriv", "--no-new-privs"].map(str::to_string);
+    let filter = [deny, errno.to_string(), libc::SYS_mount.to_string()];
+    bundle.prefix.extend(prefix.into_iter().chain(filter));
+}
+
+#[test]
+fn a_user_namespace_without_rights_is_none() {
+    let (mut bundle, home) = sandboxed!();
+    let plain = bundle.prefix.clone();
+    let file = format!("write={}", home.file.display());
+    let new = format!("create={}/new", home.work.display());
+    let attack = bundle.host("attack").to_str().unwrap().to_string();
+    for errno in [libc::EACCES, libc::EPERM] {
+        bundle.prefix.clone_from(&plain);
+        deny_mounts(&mut bundle, errno);
+        // What doctor says beforehand is what the container meets.
+        let doctor = bundle.call(&["doctor", "--json"]).code(2);
+        let doctor: serde_json::Value = serde_json::from_str(&doctor.stdout).unwrap();
+        let name = format!("{:?}", nix::errno::Errno::from_raw(errno));
+        let first = &doctor["firstFailure"];
+        assert_eq!(
+            (&doctor["mode"], &first["name"], &first["errno"]),
+            (&json!("DISABLED"), &json!("user.private"), &json!(name)),
+        );
+
+        let refused = format!("in the new user namespace: set the mount propagation of /: {name}");
+        bundle.args(&["true"]);
+        for level in ["never", "safe"] {
+            let out = at(&bundle, level).code(1);
+            for word in [&refused, "the degradation \"userns-user\"", "apparmor"] {
+                assert!(out.stderr.contains(word), "{word}: {out:#?}");
+            }
+            bundle.assert_gone();
+        }
+        bundle.args(&[&attack, &file, &new]);
+        let out = at(&bundle, "any").ok();
+        let done = results(&out);
+        assert_eq!(done[&file], libc::EACCES, "{out:#?}");
+        assert_eq!(done[&new], 0, "{out:#?}");
+        std::fs::remove_file(home.work.join("new")).unwrap();
+        let lost = told(&mut bundle, "any", "userns-user");
+        assert_eq!(lost["errno"], errno, "{lost}");
+        let reason = lost["reason"].as_str().unwrap();
+        assert!(reason.starts_with(&refused), "{lost}");
+    }
+    // A root file system of its own takes mounts: both failures are told.
+    bundle.set("/root/path", json!("rootfs"));
+    let out = at(&bundle, "any").code(1);
+    for word in ["root.path", "before that: in the new user namespace"] {
+        assert!(out.stderr.contains(word), "{word}: {out:#?}");
+    }
+    bundle.assert_gone();
+}
+
+/// Root is refused the mount outside as well: that is told with what was tried before, and nothing is left.
+#[test]
+fn roots_mounts_refused_everywhere() {
+    isorun_only!("what is lost in another way is isorun's");
+    if !landlock(1) || crate::denied::deny().is_none() {
+        skip!("there is no Landlock, or no C compiler");
+    }
+    let mut bundle = crate::userns::mapped();
+    bundle.prefix.clear();
+    deny_mounts(&mut bundle, libc::EACCES);
+    let first = "in the new user namespace: set the mount propagation of /: EACCES";
+    let out = at(&bundle, "safe").code(1);
+    for word in [first, "the degradation \"userns-root\""] {
+        assert!(out.stderr.contains(word), "{word}: {out:#?}");
+    }
+    bundle.assert_gone();
+    let out = at(&bundle, "any").code(1);
+    let both = ["set the mount propagation of /: EACCES", "before that: in"];
+    for word in both {
+        assert!(out.stderr.contains(word), "{word}: {out:#?}");
+    }
+    bundle.assert_gone();
+}

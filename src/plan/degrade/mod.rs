@@ -8,7 +8,8 @@
 //!           allows, and those that it refuses, so that the error can name the row and the repair
 //! planned   the same for what is known before anything is done, such as a controller that is missing
 //! reborn    the same for a birth that failed (cgroup, clone, maps): the container is planned again
-//!           without what was lost, and made again as a whole
+//!           without what was lost, and made again as a whole; so it is where a step shows, before anybody
+//!           could see it, that what was born is of no use ([`Otherwise::again`])
 //! ```
 //!
 //! What is not in the table never passes. A fallback that loses nothing (mount(2) in the place of
@@ -193,6 +194,8 @@ struct Way {
     fallback: Option<String>,
     /// Likewise.
     remedy: Option<String>,
+    /// The errnos that call for it, where they are fewer than the row's.
+    on: Option<&'static [i32]>,
     /// The container is planned again without it.
     again: bool,
 }
@@ -237,10 +240,11 @@ pub(super) fn arm<'a>(steps: impl Iterator<Item = &'a mut Step>, facts: &Facts, 
             let Some(way) = (row.instead)(facts, &step.action) else {
                 continue;
             };
+            let on = way.on.unwrap_or(row.on).to_vec();
             match row.refusal(level) {
                 None => step.otherwise.push(Otherwise {
                     row: row.feature,
-                    on: row.on.to_vec(),
+                    on,
                     action: way.action,
                     feature: way.feature,
                     fallback: way.fallback.unwrap_or_else(|| row.fallback.into()),
@@ -249,7 +253,7 @@ pub(super) fn arm<'a>(steps: impl Iterator<Item = &'a mut Step>, facts: &Facts, 
                 }),
                 Some(_) => step.refused.push(Refused {
                     row: row.feature,
-                    on: row.on.to_vec(),
+                    on,
                     remedy: way.remedy.unwrap_or_else(|| row.remedy.into()),
                 }),
             }

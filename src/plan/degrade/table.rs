@@ -297,7 +297,7 @@ pub const TABLE: &[Row] = &[
         level: Some(Level::Any),
         compensation: By(
             "CAP_NET_ADMIN and CAP_NET_RAW go; no_new_privs; a supplementary system call filter refuses raw \
-             sockets and all families but UNIX, IP and netlink; Landlock (from ABI 6 on) refuses abstract \
+             sockets, all families but UNIX, IP and netlink, bpf and perf_event_open; Landlock (from ABI 6 on) refuses abstract \
              sockets of processes outside; /proc/sys/net is read-only. The price: no setuid programs, no \
              mounts inside, no io_uring, and processes of different execs cannot trace each other nor meet \
              on abstract sockets",
@@ -308,7 +308,7 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         feature: Feature::UsernsRoot,
-        what: "a user namespace is denied, and the caller is root",
+        what: "a user namespace is denied, or the first mount in it is, and the caller is root",
         on: NO_USERNS,
         fallback: "the container runs as the host ids that were mapped, never as the host's root",
         level: Some(Level::Any),
@@ -319,15 +319,16 @@ pub const TABLE: &[Row] = &[
              program cannot change its ids nor the owners of files, no setuid programs, no mounts inside, \
              no io_uring, and processes of different execs cannot trace each other",
         ),
-        remedy: "allow user namespaces: user.max_user_namespaces, and a filter that lets clone make them",
+        remedy: "allow user namespaces: user.max_user_namespaces, and filters and profiles that let clone make \
+                 them and let mount(2) work in them",
+        instead: ways::userns_root,
         birth: |stage, facts, _| {
             stage != Stage::Cgroup && facts.makes(libc::CLONE_NEWUSER) && facts.root
         },
-        ..ROW
     },
     Row {
         feature: Feature::UsernsUser,
-        what: "a user namespace is denied, and the caller is not root",
+        what: "a user namespace is denied, or the first mount in it is, and the caller is not root",
         on: NO_USERNS,
         fallback: "a process sandbox, only for bundles whose root is /",
         level: Some(Level::Any),
@@ -338,14 +339,15 @@ pub const TABLE: &[Row] = &[
              of mode, owner and times, user namespaces, what an IPC or network namespace was to keep apart, \
              UNIX sockets but connected pairs, io_uring, and changes of the kernel. The price: no namespaces, \
              host name, terminal or devices of its own, directories on the way to what is out of reach cannot be \
-             listed, processes in /proc are not seen, and executed processes cannot signal each other",
+             listed, processes in /proc are not seen where maskedPaths names something in it, and executed processes cannot signal each other",
         ),
         remedy: "allow user namespaces: user.max_user_namespaces, kernel.unprivileged_userns_clone, \
-                 kernel.apparmor_restrict_unprivileged_userns",
+                 kernel.apparmor_restrict_unprivileged_userns or isorun's profile for AppArmor \
+                 (isorun doctor --apparmor-profile)",
+        instead: ways::userns_user,
         birth: |stage, facts, _| {
             stage != Stage::Cgroup && facts.makes(libc::CLONE_NEWUSER) && !facts.root
         },
-        ..ROW
     },
     Row {
         feature: Feature::Essential,

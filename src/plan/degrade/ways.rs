@@ -254,3 +254,28 @@ pub(super) fn network(_: &Facts, action: &Action) -> Option<Way> {
         ..Way::default()
     })
 }
+
+/// Errnos by which the first mount says that the user namespace gives no rights over what is in it: of
+/// mount(2) itself without CAP_SYS_ADMIN, and of AppArmor.
+const NO_RIGHTS: &[i32] = &[libc::EPERM, libc::EACCES];
+
+/// A user namespace that the host lets everybody make, and nobody use: Ubuntu moves who makes one to a
+/// profile that denies all capabilities.
+fn no_rights(facts: &Facts, action: &Action) -> Option<Way> {
+    let first = matches!(action, Action::RootPropagation { .. });
+    let own = facts.makes(libc::CLONE_NEWUSER) && facts.makes(libc::CLONE_NEWNS);
+    (first && own).then(|| Way {
+        feature: "a user namespace with rights over its mounts".into(),
+        on: Some(NO_RIGHTS),
+        again: true,
+        ..Way::default()
+    })
+}
+
+pub(super) fn userns_root(facts: &Facts, action: &Action) -> Option<Way> {
+    no_rights(facts, action).filter(|_| facts.root)
+}
+
+pub(super) fn userns_user(facts: &Facts, action: &Action) -> Option<Way> {
+    no_rights(facts, action).filter(|_| !facts.root)
+}
