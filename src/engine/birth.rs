@@ -8,13 +8,14 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 
 use super::child::{self, Inherited};
-use super::make::{Making, report};
+use super::make::Making;
 use super::namespaces::{self, Joined};
 use super::{maps, proc, sync};
 use crate::cgroup::Cgroup;
-use crate::error::{Error, Result};
-use crate::plan::Action;
+use crate::error::{Error, Kind, Result};
+use crate::log;
 use crate::plan::degrade::Stage;
+use crate::plan::{Action, Degradation};
 use crate::state::Record;
 use crate::sys::clone::{Born, CLONE_NEWTIME, clone_old, clone3};
 use crate::sys::process;
@@ -136,7 +137,7 @@ impl Making<'_> {
     }
 
     /// What else only the parent can do for the child before it goes on.
-    pub(super) fn settle(&self, pid: Pid, record: &mut Record) -> Result<()> {
+    pub(super) fn settle(&mut self, pid: Pid, record: &mut Record) -> Result<()> {
         let birth = &self.plan.birth;
         for &(resource, hard) in &birth.raise_limits {
             // Refused where the limit is over what this process may set; the child's step tells it then.
@@ -152,10 +153,23 @@ impl Making<'_> {
                 _ => Ok(None),
             })?;
             if let Some(lost) = lost {
-                report(&lost, record)?;
+                self.report(&lost, record)?;
             }
         }
         if self.waits { self.go() } else { Ok(()) }
+    }
+
+    /// Tells a degradation: an entry in the record, and a warning, unless an attempt before has said it.
+    pub(super) fn report(&mut self, degradation: &Degradation, record: &mut Record) -> Result<()> {
+        let warning = degradation.to_string();
+        if !self.told.contains(&warning) {
+            log::warning(&warning);
+            self.told.push(warning);
+        }
+        let value = serde_json::to_value(degradation)
+            .map_err(|error| Error::new(Kind::System, format!("record a degradation: {error}")))?;
+        record.degraded.push(value);
+        Ok(())
     }
 }
 

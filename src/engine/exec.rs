@@ -279,7 +279,7 @@ impl Execing<'_> {
                 let placed: Placed = serde_json::from_value(value.clone()).map_err(|error| {
                     Error::new(Kind::State, format!("the record of the cgroup: {error}"))
                 })?;
-                Some(Cgroup::open_below(&placed, &request.cgroups, init.pid)?)
+                Some(init.cgroup(&placed, &request.cgroups)?)
             }
             None => None,
         };
@@ -345,7 +345,7 @@ impl Execing<'_> {
         if matches!(born, Err(Errno::EBUSY))
             && let Some(moved) = cgroup
                 .as_ref()
-                .map(|it| it.moved(init.pid))
+                .map(|it| init.moved(it))
                 .transpose()?
                 .flatten()
         {

@@ -27,8 +27,8 @@ use super::labels::HostProc;
 use super::proc;
 use super::root::Root;
 use super::sync::FromChild;
-use crate::cgroup;
-use crate::error::{Error, Result};
+use crate::cgroup::{self, Cgroup, Placed, SubCgroups};
+use crate::error::{Error, Kind, Result};
 use crate::plan::{Action, Degradation, Join, Plan};
 use crate::policy::Level;
 use crate::spec::names;
@@ -67,6 +67,35 @@ impl Init {
     /// Whether it is still there, and still that process.
     pub fn alive(&self) -> bool {
         crate::state::is_alive(self.pid, self.start)
+    }
+
+    /// The cgroup of the container, or `subs` below it. What is found by the pid alone is this process's only
+    /// if that is still there afterwards.
+    ///
+    /// # Errors
+    /// Those of [`Cgroup::open_below`]; a container that has stopped.
+    pub fn cgroup(&self, placed: &Placed, subs: &SubCgroups) -> Result<Cgroup> {
+        let cgroup = Cgroup::open_below(placed, subs, self.pid)?;
+        self.still().map(|()| cgroup)
+    }
+
+    /// Where it is now, if not in `cgroup`.
+    ///
+    /// # Errors
+    /// Those of [`Cgroup::moved`]; a container that has stopped.
+    pub fn moved(&self, cgroup: &Cgroup) -> Result<Option<Cgroup>> {
+        let moved = cgroup.moved(self.pid)?;
+        self.still().map(|()| moved)
+    }
+
+    fn still(&self) -> Result<()> {
+        match self.alive() {
+            true => Ok(()),
+            false => Err(Error::new(
+                Kind::State,
+                "cannot exec in a stopped container",
+            )),
+        }
     }
 }
 

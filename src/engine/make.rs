@@ -20,7 +20,7 @@ use crate::cgroup::{Cgroup, Placed};
 use crate::error::{Error, Kind, Result};
 use crate::log;
 use crate::plan::degrade::{self, Stage};
-use crate::plan::{Asked, Degradation, Feature, Plan};
+use crate::plan::{Asked, Feature, Plan};
 use crate::state::{Channels, Dir, Mounted, Phase, Record, Resctrl, start_time};
 use crate::sys::clone::single_threaded;
 use crate::sys::process;
@@ -97,6 +97,7 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
         Some(path) => Some(Receiver::connect("pidfd-socket", path)?),
         None => None,
     };
+    let mut told = Vec::new();
     loop {
         let dir = request.store.create(&request.id)?;
         let mut making = Making {
@@ -117,6 +118,7 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
             net_devices: None,
             resctrl: None,
             joined: None,
+            told,
         };
         let failed = match making.all(request, &dir, &loaded.text, &mode) {
             Ok((pid, start)) => {
@@ -142,7 +144,7 @@ pub fn make(request: &Request, mode: Mode) -> Result<Made> {
             // Without the lock: see delete.
             making.poststop();
         }
-        (terminal, pidfd_socket) = (making.terminal, making.pidfd_socket);
+        (terminal, pidfd_socket, told) = (making.terminal, making.pidfd_socket, making.told);
         plan = next?;
     }
 }
@@ -246,6 +248,8 @@ pub(super) struct Making<'a> {
     resctrl: Option<Resctrl>,
     /// Its tensor channels.
     joined: Option<Channels>,
+    /// The warnings of what was lost, by this attempt and those before it.
+    pub(super) told: Vec<String>,
 }
 
 impl Making<'_> {
@@ -311,7 +315,7 @@ impl Making<'_> {
         self.stage = None;
         self.seen = plan.cgroup.scope.is_some() || rdt.is_some() || self.pidfd_socket.is_some();
         for lost in plan.degradations.iter().chain(&lost) {
-            report(lost, &mut record)?;
+            self.report(lost, &mut record)?;
         }
         if let (Some(receiver), Some((_, pidfd))) = (self.pidfd_socket.take(), &self.child) {
             // runc's word for a container's first process.
@@ -355,13 +359,13 @@ impl Making<'_> {
             };
             let (message, fds) = heard.unzip();
             match message {
-                Some(FromChild::Degraded(degradation)) => report(&degradation, record)?,
+                Some(FromChild::Degraded(degradation)) => self.report(&degradation, record)?,
                 Some(FromChild::Source { step, plain }) => {
                     let namespaces = fds.unwrap_or_default();
                     let asked = (step, plain);
                     let (opened, lost) = super::sources::provide(self.plan, asked, &namespaces)?;
                     if let Some(lost) = lost {
-                        report(&lost, record)?;
+                        self.report(&lost, record)?;
                     }
                     self.answer(&opened)?;
                 }
@@ -554,15 +558,6 @@ fn ended(sentence: &str) -> Error {
 fn to_json(placed: &Placed) -> Result<serde_json::Value> {
     serde_json::to_value(placed)
         .map_err(|error| Error::new(Kind::System, format!("record the cgroup: {error}")))
-}
-
-/// Tells a degradation: a warning, and an entry in the record.
-pub(super) fn report(degradation: &Degradation, record: &mut Record) -> Result<()> {
-    log::warning(&degradation.to_string());
-    let value = serde_json::to_value(degradation)
-        .map_err(|error| Error::new(Kind::System, format!("record a degradation: {error}")))?;
-    record.degraded.push(value);
-    Ok(())
 }
 
 fn hook_state<'a>(plan: &'a Plan, status: &'a str, pid: Pid) -> HookState<'a> {

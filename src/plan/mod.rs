@@ -14,6 +14,7 @@ mod limits;
 mod lost;
 mod mounts;
 mod net;
+mod nodev;
 mod print;
 mod program;
 mod rdt;

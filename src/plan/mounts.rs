@@ -8,6 +8,7 @@ use super::build::{Context, below, id_map};
 use super::channels;
 use super::confine::Confinement;
 use super::labels;
+use super::nodev;
 use super::step::{Action, Device, IdMapping, Mount, MountKind, NodeAsked, Step};
 use super::unmapped;
 use crate::cgroup;
@@ -236,14 +237,7 @@ fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
     }
     let late = !options.bind && (fstype == "tmpfs" || target == "/dev");
     if !context.rules {
-        if options.tmpcopyup && fstype == "tmpfs" && target == "/dev" {
-            return Err(Error::spec(
-                format!("{field}.options"),
-                "the degradation \"device-rules\" cannot be had with tmpcopyup on /dev: the image's devices \
-                 would be among the container's own",
-            ));
-        }
-        without_devices(&fstype, &mut options);
+        nodev::apply((&field, &fstype, &target), &mut options, &mut propagation)?;
     }
     if unmapped::is_lost(&context.asked.without) && options.bind {
         // Only the choice of access times takes flags off.
@@ -285,22 +279,6 @@ fn one(context: &Context<'_>, index: usize, mount: &SpecMount) -> Result<Step> {
         .into());
     }
     Ok(Action::Mount(planned).into())
-}
-
-/// Without device rules, what comes from elsewhere has no devices that can be opened.
-fn without_devices(fstype: &str, options: &mut MountOptions) {
-    options.clear &= !attr::NODEV;
-    options.recursive_clear &= !attr::NODEV;
-    // In these nobody makes a node but the runtime, and devpts has no others than terminals; tmpcopyup
-    // makes those that the image has.
-    let own = [
-        "cgroup", "cgroup2", "devpts", "mqueue", "proc", "sysfs", "tmpfs",
-    ];
-    if options.recursive_bind {
-        options.recursive_set |= attr::NODEV;
-    } else if options.bind || options.remount || !own.contains(&fstype) || options.tmpcopyup {
-        options.set |= attr::NODEV;
-    }
 }
 
 /// The maps that a mount shows owners through: its own, or the container's where an option asks for

@@ -291,7 +291,7 @@ pub fn abstract_socket(bundle: &Bundle) -> (std::os::unix::net::UnixListener, St
 
 #[test]
 fn without_a_network_namespace() {
-    let caps = ["CAP_KILL", "CAP_NET_RAW", "CAP_NET_ADMIN"];
+    let caps = ["CAP_KILL", "CAP_NET_RAW", "CAP_NET_ADMIN", "CAP_SYS_ADMIN"];
     let mut bundle = attacked!(&caps, 6);
     bundle.set("/linux/readonlyPaths", json!([]));
     let (_listener, name) = abstract_socket(&bundle);
@@ -302,6 +302,7 @@ fn without_a_network_namespace() {
         "packet",
         "vsock",
         "uring",
+        "bpf",
         "write=/proc/sys/net/ipv4/ip_default_ttl",
         &socket,
     ];
@@ -315,6 +316,16 @@ fn without_a_network_namespace() {
     refused_below_any(&mut bundle, "network", "let isorun make network namespaces");
     all_refused(&attack(&mut bundle, "any", &tries), &tries);
     all_refused(&attack_by_exec(&mut bundle, "any", &tries), &tries);
+    // What the attempt before has lost as well is told once.
+    bundle.args(&["true"]);
+    bundle.set("/process/apparmorProfile", json!("isorun-none"));
+    let out = at(&bundle, "any").ok();
+    assert_eq!(
+        out.stderr.matches("degraded: the AppArmor").count(),
+        1,
+        "{out:#?}"
+    );
+    bundle.unset("/process/apparmorProfile");
     let fine = ["inet", "netlink", "unix"];
     all_done(&attack(&mut bundle, "any", &fine), &fine);
     all_done(&attack_by_exec(&mut bundle, "any", &fine), &fine);
@@ -328,8 +339,8 @@ fn without_a_network_namespace() {
     let own = std::fs::read_link("/proc/self/ns/net").unwrap();
     assert!(out.stdout.starts_with(own.to_str().unwrap()), "{out:#?}");
     assert!(
-        out.text().ends_with("0000000000000020"),
-        "only CAP_KILL: {out:#?}"
+        out.text().ends_with("0000000000200020"),
+        "only CAP_KILL and CAP_SYS_ADMIN: {out:#?}"
     );
     let lost = told(&mut bundle, "any", "network");
     assert_eq!(lost["errno"], libc::EPERM, "{lost}");

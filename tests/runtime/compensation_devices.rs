@@ -9,6 +9,15 @@ use crate::harness::{Bundle, Output};
 
 /// A container whose device rules cannot be set: v1's controller is read-only, or eBPF is denied.
 fn run_without_rules(bundle: &mut Bundle, level: &str, flags: &[&str]) -> Output {
+    run_without_rules_after(bundle, "", level, flags)
+}
+
+fn run_without_rules_after(
+    bundle: &mut Bundle,
+    before: &str,
+    level: &str,
+    flags: &[&str],
+) -> Output {
     let script = match crate::harness::view() {
         crate::harness::View::Hybrid => "mount -o remount,bind,ro /sys/fs/cgroup/devices",
         crate::harness::View::V2 => {
@@ -16,7 +25,7 @@ fn run_without_rules(bundle: &mut Bundle, level: &str, flags: &[&str]) -> Output
             ""
         }
     };
-    let script = format!("{script}\nexport ISORUN_DEGRADE={level}");
+    let script = format!("{script}\n{before}\nexport ISORUN_DEGRADE={level}");
     let out = crate::harness::run_flags_after(bundle, &script, flags);
     bundle.prefix.clear();
     out
@@ -103,6 +112,7 @@ fn without_device_rules() {
     assert!(out.stderr.contains("tmpcopyup on /dev"), "{out:#?}");
     bundle.assert_gone();
     bundle.set("/mounts", mounts);
+    what_comes_later(&mut bundle);
 
     bundle.args(&["sleep", "1000"]);
     run_without_rules(&mut bundle, "any", &["--detach"]).ok();
@@ -113,4 +123,42 @@ fn without_device_rules() {
     };
     all_refused(&exec(&tries), &tries);
     all_done(&exec(&fine), &fine);
+}
+
+/// What the host mounts later below a bound directory does not come to the container, which could open its
+/// devices: not without being asked for, and not by a slave.
+fn what_comes_later(bundle: &mut Bundle) {
+    let before = bundle.config.clone();
+    let later = bundle.host("later");
+    std::fs::create_dir_all(later.join("sub")).unwrap();
+    let source = later.to_str().unwrap().to_string();
+    bundle.mount("/later", "bind", &source, &["rbind", "rw"]);
+    bundle.args(&["sh", "-c", "sleep 3; exec /attack write=/later/sub/log"]);
+    let script = format!(
+        "mount --bind {source} {source}\nmount --make-shared {source}\n\
+         (sleep 1; mount -t tmpfs none {source}/sub; mknod {source}/sub/log c 1 11) &"
+    );
+    let plain = |bundle: &mut Bundle, script: &str| {
+        let all = json!([{"allow": true, "access": "rwm"}]);
+        let rules = std::mem::replace(&mut bundle.config["linux"]["resources"]["devices"], all);
+        let out = crate::harness::run_flags_after(bundle, script, &[]);
+        bundle.config["linux"]["resources"]["devices"] = rules;
+        results(&out.ok())
+    };
+    assert_eq!(
+        plain(bundle, &script)["write=/later/sub/log"],
+        0,
+        "it does come"
+    );
+    let found = results(&run_without_rules_after(bundle, &script, "any", &[]).ok());
+    assert_eq!(found["write=/later/sub/log"], libc::ENOENT);
+    bundle.config = before.clone();
+    bundle.mount("/later", "bind", &source, &["rbind", "rw", "rslave"]);
+    let out = run_without_rules(bundle, "any", &[]).code(1);
+    assert!(
+        out.stderr.contains("cannot be had with slave mounts"),
+        "{out:#?}"
+    );
+    bundle.assert_gone();
+    bundle.config = before;
 }

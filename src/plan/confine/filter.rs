@@ -120,9 +120,20 @@ const NAMESPACES: [Refusal; 3] = [
 ];
 
 /// Parts of the kernel that only root has much use for, and that have had many faults.
-const SURFACE: Refusal = Refusal {
-    what: "bpf, perf_event_open and userfaultfd",
-    calls: &["bpf", "perf_event_open", "userfaultfd"],
+const SURFACE: [Refusal; 2] = [
+    BPF,
+    Refusal {
+        what: "userfaultfd",
+        calls: &["userfaultfd"],
+        when: &[],
+        errno: libc::EPERM,
+    },
+];
+
+/// Programs in the kernel, with which CAP_SYS_ADMIN alone reads and turns what the host's network carries.
+const BPF: Refusal = Refusal {
+    what: "bpf and perf_event_open",
+    calls: &["bpf", "perf_event_open"],
     when: &[],
     errno: libc::EPERM,
 };
@@ -365,10 +376,10 @@ const RAW_IP: [[When; 2]; 2] = [
 pub(super) fn supplement(rows: &[Feature], linux: &Linux) -> Result<Supplement> {
     let mut refusals: Vec<&Refusal> = vec![&MOUNTS, &KERNEL];
     if rows.contains(&Feature::UsernsRoot) {
-        refusals.extend(NAMESPACES.iter().chain([&SURFACE, &IO_URING, &KEYS]));
+        refusals.extend(NAMESPACES.iter().chain(&SURFACE).chain([&IO_URING, &KEYS]));
     }
     if rows.contains(&Feature::UsernsUser) {
-        refusals.extend(NAMESPACES.iter().chain([&SURFACE, &IO_URING]));
+        refusals.extend(NAMESPACES.iter().chain(&SURFACE).chain([&IO_URING]));
         refusals.extend(&SANDBOX);
         if sandbox::asks(linux, LinuxNamespaceType::Ipc) {
             refusals.push(&IPC);
@@ -380,7 +391,7 @@ pub(super) fn supplement(rows: &[Feature], linux: &Linux) -> Result<Supplement> 
     }
     let network = rows.contains(&Feature::Network);
     if network {
-        refusals.extend(RAW.iter().chain(&AROUND_SOCKET));
+        refusals.extend(RAW.iter().chain(&AROUND_SOCKET).chain([&BPF]));
     }
     let mut seen: Vec<&str> = Vec::new();
     refusals.retain(|one| {
