@@ -44,7 +44,7 @@ class Headers(unittest.TestCase):
     def test_bad_headers(self) -> None:
         good = wire.header(wire.PING, 0, 1)
         bad = {"short": good[:31], "empty": b"", "magic": b"ISCX" + good[4:], "version": good[:4] + b"\2" + good[5:],
-               "kind 0": wire.header(0, 0, 1), "kind 10": wire.header(10, 0, 1), "length": good + b"x",
+               "kind 0": wire.header(0, 0, 1), "kind 12": wire.header(12, 0, 1), "length": good + b"x",
                "flags": wire.header(wire.PING, 0, 1, flags=1), "sequence": wire.header(wire.PING, 0, 0),
                "ping refers": wire.header(wire.PING, 0, 1, 1), "pong does not": wire.header(wire.PONG, 0, 1),
                "error's flags": wire.header(wire.ERROR, 0, 1, flags=2)}

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from .channel import Channel
 from .connection import Connection, Message
+from .cuda import CudaError, GpuCopyWarning, GpuTensor
 from .dtypes import DTYPES, DType, dtype
 from .endpoint import Delivery, Endpoint, Request
 from .errors import (ChannelError, Closed, DescriptorRefused, FileFormatError, InUse, InvalidArgument, LayoutError,
@@ -30,8 +31,8 @@ from .tensor import Tensor, empty, tensor
 __version__ = "0.1.0"
 
 __all__ = [
-    "Channel", "ChannelError", "Closed", "Connection", "DTYPES", "DType", "Delivery", "DescriptorRefused", "Endpoint",
-    "FileFormatError", "InUse", "InvalidArgument", "Layout", "LayoutError", "Message", "NewFile", "NoSpace",
-    "NotFound", "PeerError", "ProtocolError", "Request", "SystemFailure", "Tensor", "Timeout", "UnsupportedTensor",
-    "dtype", "empty", "tensor",
+    "Channel", "ChannelError", "Closed", "Connection", "CudaError", "DTYPES", "DType", "Delivery", "DescriptorRefused",
+    "Endpoint", "FileFormatError", "GpuCopyWarning", "GpuTensor", "InUse", "InvalidArgument", "Layout", "LayoutError",
+    "Message", "NewFile", "NoSpace", "NotFound", "PeerError", "ProtocolError", "Request", "SystemFailure", "Tensor",
+    "Timeout", "UnsupportedTensor", "dtype", "empty", "tensor",
 ]

@@ -121,18 +121,20 @@ class Channel:
 
     def listen(self, endpoint: str, *, publish: bool = True, serve: bool = True, mode: int = 0o666,
                credits: int = _DEFAULT_MOST, queue: int = _DEFAULT_MOST, peers: int = MAX_PEERS,
-               waiting: int = MAX_WAITING) -> Endpoint:
+               waiting: int = MAX_WAITING, cuda: bool = False) -> Endpoint:
         """Listens at an endpoint, to publish tensors, to answer requests, or both.
 
         :param mode: the socket's mode.
         :param credits: the most tensors that one peer may hold at once; ``queue``: that may wait for it beyond that.
         :param peers: the most peers; ``waiting``: the most requests that wait for an answer, of all peers.
+        :param cuda: tensors on GPUs are handed over as memory of the GPU where that can be done.
         :raises InUse: another process listens there.
         """
         roles = (wire.SUBSCRIBER if publish else 0) | (wire.REQUESTER if serve else 0)
         if not roles:
             raise InvalidArgument("an endpoint publishes, serves, or both")
-        return Endpoint(self.directory, check_name("endpoint", endpoint), roles, mode, credits, queue, peers, waiting)
+        return Endpoint(self.directory, check_name("endpoint", endpoint), roles, mode, credits, queue, peers, waiting,
+                        cuda)
 
     def publisher(self, endpoint: str, **options: Any) -> Endpoint:
         """Listens at an endpoint to publish tensors only; options as for :meth:`listen`."""
@@ -143,20 +145,23 @@ class Channel:
         return self.listen(endpoint, publish=False, serve=True, **options)
 
     def connect(self, endpoint: str, *, subscribe: bool = True, request: bool = True, credits: int = 0,
-                queue: Optional[int] = None, policy: str = "oldest", timeout: float = 5.0) -> Connection:
+                queue: Optional[int] = None, policy: str = "oldest", timeout: float = 5.0, cuda: bool = False
+                ) -> Connection:
         """Connects to an endpoint, to subscribe, to send requests, or both.
 
         :param credits: tensors to hold at once, 0 for the listener's default.
         :param queue: tensors that may wait at the listener beyond that, ``None`` for its default.
         :param policy: which one is dropped when they are too many, ``"oldest"`` or ``"newest"``.
         :param timeout: seconds for the handshake.
+        :param cuda: tensors on GPUs come as memory of the GPU where that can be done, else as a copy.
         :raises NotFound: nobody listens there.
         :raises PeerError: the listener has too many peers, or does not do what is asked for.
         """
         roles = (wire.SUBSCRIBER if subscribe else 0) | (wire.REQUESTER if request else 0)
         if not roles:
             raise InvalidArgument("a connection subscribes, sends requests, or both")
-        return Connection(self.directory, check_name("endpoint", endpoint), roles, credits, queue, policy, timeout)
+        return Connection(self.directory, check_name("endpoint", endpoint), roles, credits, queue, policy, timeout,
+                          cuda)
 
     def subscribe(self, endpoint: str, **options: Any) -> Connection:
         """Subscribes to what an endpoint publishes; options as for :meth:`connect`."""

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from types import TracebackType
-from typing import Any, Deque, Dict, Iterator, Optional, Set, Type, Union
+from typing import TYPE_CHECKING, Any, Deque, Dict, Iterator, List, Optional, Set, Type, Union
 
 from . import wire
 from .dlpack import sweep
@@ -15,6 +15,10 @@ from .errors import Closed, InvalidArgument, PeerError, ProtocolError, Timeout
 from .link import Link, Packet
 from .paths import Directory, connect, not_for_children, time_limit
 from .tensor import Tensor, copied, place
+
+
+if TYPE_CHECKING:
+    from .cuda import Gpu
 
 
 class Message:
@@ -25,11 +29,14 @@ class Message:
     valid after that, and the sender hears of it when the last one is gone.
     """
 
-    __slots__ = ("tensor", "name", "tag", "meta", "lost", "sequence", "_link")
+    __slots__ = ("tensor", "name", "tag", "meta", "lost", "sequence", "copied_from_gpu", "_link")
 
-    def __init__(self, tensor: Optional[Tensor], body: wire.TensorBody, sequence: int, link: Optional[Link]) -> None:
-        #: The tensor, or ``None``: the message has none.
-        self.tensor = tensor
+    def __init__(self, tensor: Any, body: wire.TensorBody, sequence: int, link: Optional[Link]) -> None:
+        #: The tensor: a :class:`Tensor`, or a :class:`GpuTensor` if it came as memory of a GPU. ``None``: the message
+        #: has none.
+        self.tensor: Any = tensor
+        #: Whether it is a copy of one on a GPU, made because the memory itself could not be handed over.
+        self.copied_from_gpu = False
         #: The sender's name for it.
         self.name = body.name
         #: The sender's number for it, a step or the like.
@@ -75,7 +82,7 @@ class Connection:
     """
 
     def __init__(self, directory: Directory, endpoint: str, roles: int, credits: int, queue: Optional[int],
-                 policy: str, timeout: float) -> None:
+                 policy: str, timeout: float, cuda: bool = False) -> None:
         if not 0 <= credits <= wire.MAX_CREDITS:
             raise InvalidArgument(f"credits {credits}: 0 (the listener's default) to {wire.MAX_CREDITS}")
         if queue is not None and not 0 <= queue <= wire.MAX_CREDITS:
@@ -93,7 +100,14 @@ class Connection:
         self._replies: Dict[int, Union[Message, PeerError]] = {}
         self._asked: Set[int] = set()
         self._end: Optional[Exception] = None
-        asked = wire.Hello(wire.VERSION, wire.VERSION, roles, 0, credits, wire.DEFAULT if queue is None else queue,
+        self._gpus: List[Gpu] = []
+        if cuda:
+            from .cuda import Gpu
+
+            self._gpus = Gpu.all()
+        features = wire.CUDA if self._gpus else 0
+        asked = wire.Hello(wire.VERSION, wire.VERSION, roles, features, credits,
+                           wire.DEFAULT if queue is None else queue,
                            wire.NEWEST if policy == "newest" else wire.OLDEST)
         try:
             try:
@@ -101,6 +115,8 @@ class Connection:
             except Closed:
                 pass  # a listener that has too many peers does not wait for it: its reason is there to be read
             found = self._handshake(deadline, asked)
+            if found.features & wire.CUDA:
+                self._introduce(deadline)
         except BaseException:
             self._link.close()
             raise
@@ -131,6 +147,27 @@ class Connection:
             raise
         except Closed:
             raise Closed(f"{self._where}: the listener has gone in the handshake") from None
+
+    def _introduce(self, deadline: float) -> None:
+        """Says which GPUs there are, and waits for the other side to say so."""
+        from .cuda import introduction
+
+        mine, event = introduction(self._gpus, True)
+        number = self._link.send(wire.DEVICES, mine)
+        while self._link.wait(deadline):
+            packet = self._link.receive()
+            if packet is None:
+                continue
+            if packet.header.kind == wire.ERROR:
+                raise self._error(packet)
+            if packet.header.kind != wire.DEVICES or packet.header.refers != number:
+                error = ProtocolError(f"{wire.KINDS[packet.header.kind]} instead of DEVICES")
+                self._link.refuse(error)
+                raise error
+            wire.read_devices(packet.body)
+            del event  # the other side has tried it
+            return
+        raise Timeout(f"{self._where}: the listener did not say in time which GPUs it has")
 
     # -- receiving
 
@@ -205,6 +242,8 @@ class Connection:
             if header.refers in self._asked:
                 self._asked.discard(header.refers)
                 self._replies[header.refers] = Message(tensor, body, header.sequence, None)
+        elif kind == wire.GPU and self._gpus:
+            self._take_gpu(packet)
         elif kind == wire.ERROR:
             error = self._error(packet)
             if header.refers in self._asked and not header.flags & wire.CLOSING:
@@ -220,6 +259,17 @@ class Connection:
             if packet.fd is not None:
                 os.close(packet.fd)
             raise ProtocolError(f"an unexpected {wire.KINDS[kind]} message")
+
+    def _take_gpu(self, packet: Packet) -> None:
+        header = packet.header
+        body, tensor, copied = self._link.gpu(packet, self._gpus)
+        message = Message(tensor, body, header.sequence, None)
+        message.copied_from_gpu = copied
+        if header.refers == 0:
+            self._inbox.append(message)
+        elif header.refers in self._asked:
+            self._asked.discard(header.refers)
+            self._replies[header.refers] = message
 
     def _error(self, packet: Packet) -> PeerError:
         code, text = wire.read_error(packet.body)

@@ -12,7 +12,7 @@ from .errors import UnsupportedTensor
 from .layout import MAX_NDIM, Layout, c_strides
 from .memory import Memory, owned_elsewhere
 
-CPU = 1
+CPU, CUDA = 1, 2
 # Memory of the host that a GPU can reach, too: CUDA's and ROCm's pinned memory.
 _HOST_DEVICES = (CPU, 3, 11)
 _READ_ONLY, _COPIED = 1, 2
@@ -165,6 +165,46 @@ def export(memory: Memory, layout: Layout, versioned: bool, copied: bool) -> Any
     return capsule
 
 
+def export_gpu(keep: Any, pointer: int, layout: Layout, ordinal: int, versioned: bool) -> Any:
+    """A capsule that shows memory of a GPU. It keeps ``keep`` until its consumer lets go."""
+    if layout.dtype.dlpack is None:
+        raise BufferError(f"DLPack has no type for {layout.dtype}")
+    if layout.dtype.part > 1 and layout.big_endian != NATIVE_BIG_ENDIAN:
+        raise BufferError("DLPack has no tensors of the other byte order")
+    ndim = len(layout.shape)
+    shape = (ctypes.c_int64 * max(ndim, 1))(*layout.shape)
+    strides = (ctypes.c_int64 * max(ndim, 1))(*layout.strides)
+    managed: Any = _ManagedVersioned() if versioned else _Managed()
+    if versioned:
+        managed.version = _Version(1, 0)
+    tensor = managed.tensor
+    tensor.data = pointer
+    tensor.device = _Device(CUDA, ordinal)
+    tensor.ndim = ndim
+    code, bits = layout.dtype.dlpack
+    tensor.dtype = _DataType(code, bits, 1)
+    tensor.shape = ctypes.cast(shape, ctypes.POINTER(ctypes.c_int64))
+    tensor.strides = ctypes.cast(strides, ctypes.POINTER(ctypes.c_int64))
+    managed.deleter = _deleter
+    sweep()
+    address = ctypes.addressof(managed)
+    capsule = _new(address, _NAME_VERSIONED if versioned else _NAME, None)
+    _live[address] = _Export(capsule, managed, (shape, strides, keep))
+    return capsule
+
+
+def on_gpu(capsule: Any) -> Tuple[int, Layout, Any]:
+    """Address and layout of a tensor on a GPU, and the capsule, which gives it back when it goes.
+
+    :raises UnsupportedTensor: it is not on a GPU, or of a type that a channel does not carry.
+    """
+    tensor = _tensor_in(capsule)
+    if tensor.device.type != CUDA:
+        raise UnsupportedTensor(f"the tensor is in the memory of device {tensor.device.type} (DLPack's numbers)")
+    layout = _layout_of(tensor)
+    return (tensor.data or 0) + tensor.byte_offset, layout, capsule
+
+
 class Foreign(NamedTuple):
     """Another library's tensor: its bytes from the first to the last, and where in them its elements are."""
 
@@ -180,12 +220,7 @@ def capsule_of(thing: Any) -> Any:
         return thing.__dlpack__()
 
 
-def look_into(capsule: Any) -> Foreign:
-    """The tensor in a capsule. It is not taken: the capsule lives as long as the view of its data, and then
-    gives the tensor back itself.
-
-    :raises UnsupportedTensor: memory of a device, or a type that a channel does not carry.
-    """
+def _tensor_in(capsule: Any) -> Any:
     if _is_valid(capsule, _NAME_VERSIONED):
         versioned = ctypes.cast(_pointer(capsule, _NAME_VERSIONED), ctypes.POINTER(_ManagedVersioned)).contents
         if versioned.version.major != 1:
@@ -195,9 +230,10 @@ def look_into(capsule: Any) -> Foreign:
         tensor = ctypes.cast(_pointer(capsule, _NAME), ctypes.POINTER(_Managed)).contents.tensor
     else:
         raise UnsupportedTensor("the object's __dlpack__ gave no DLPack capsule, or a used one")
-    if tensor.device.type not in _HOST_DEVICES:
-        raise UnsupportedTensor(f"the tensor is in the memory of device {tensor.device.type}:{tensor.device.id} "
-                                "(DLPack's numbers); copy it to the CPU first")
+    return tensor
+
+
+def _layout_of(tensor: Any) -> Layout:
     kind: Optional[DType] = BY_DLPACK.get((tensor.dtype.code, tensor.dtype.bits))
     if kind is None or tensor.dtype.lanes != 1:
         raise UnsupportedTensor(f"a channel has no dtype for DLPack's code {tensor.dtype.code} with "
@@ -207,7 +243,20 @@ def look_into(capsule: Any) -> Foreign:
         raise UnsupportedTensor(f"a tensor of {ndim} dimensions; the limit is {MAX_NDIM}")
     shape = tuple(tensor.shape[i] for i in range(ndim))
     strides = tuple(tensor.strides[i] for i in range(ndim)) if tensor.strides else c_strides(shape)
-    layout = Layout(kind, NATIVE_BIG_ENDIAN and kind.part > 1, shape, strides, 0)
+    return Layout(kind, NATIVE_BIG_ENDIAN and kind.part > 1, shape, strides, 0)
+
+
+def look_into(capsule: Any) -> Foreign:
+    """The tensor in a capsule. It is not taken: the capsule lives as long as the view of its data, and then
+    gives the tensor back itself.
+
+    :raises UnsupportedTensor: memory of a device, or a type that a channel does not carry.
+    """
+    tensor = _tensor_in(capsule)
+    if tensor.device.type not in _HOST_DEVICES:
+        raise UnsupportedTensor(f"the tensor is in the memory of device {tensor.device.type}:{tensor.device.id} "
+                                "(DLPack's numbers); copy it to the CPU first")
+    layout = _layout_of(tensor)
     low, high = layout.extent()
     start = (tensor.data or 0) + tensor.byte_offset + low
     return Foreign(owned_elsewhere(start, high - low, capsule), layout._replace(offset=-low))

@@ -8,19 +8,24 @@ import selectors
 import socket
 import threading
 import time
+import warnings
 import weakref
 from collections import deque
 from types import TracebackType
-from typing import Any, Callable, Deque, Dict, List, Optional, Set, Tuple, Type
+from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, List, Optional, Set, Tuple, Type
 
 from . import wire
 from .connection import Message, body_of, prepare
 from .dlpack import sweep
 from .errors import Closed, InvalidArgument, ProtocolError, Timeout
+from .foreign import on_gpu
 from .link import Link, Packet
 from .memory import Memory
 from .paths import Claim, Directory, not_for_children, time_limit
 from .tensor import Tensor
+
+if TYPE_CHECKING:
+    from .cuda import Gpu, Lent, PeerGpus
 
 HANDSHAKE = 5.0
 DEFAULT_CREDITS = 4
@@ -44,6 +49,14 @@ class Delivery:
         self._open = 0
         self._changed = changed
 
+    def packet(self, peer: _Peer) -> Tuple[int, bytes, Optional[int]]:
+        """What is sent to a peer: kind, body, descriptor."""
+        return wire.TENSOR, self.body, self.memory.fd if self.memory is not None else None
+
+    def is_for(self, peer: _Peer) -> bool:
+        """Whether it is for a peer: not if the peer came while it was made ready."""
+        return True
+
     @property
     def pending(self) -> int:
         """How many subscribers have not released it yet. One that has gone does not count."""
@@ -63,6 +76,51 @@ class Delivery:
                 self._changed.wait(left)
 
 
+class GpuDelivery(Delivery):
+    """A tensor on a GPU on its way: to each subscriber as what it can take."""
+
+    __slots__ = ("copy_reasons", "_lent", "_fields", "_packets")
+
+    def __init__(self, lent: Lent, fields: Tuple[str, int, bytes], changed: threading.Condition) -> None:
+        super().__init__(b"", None, changed)
+        #: Why the tensor was copied for some: empty if everyone got the memory itself.
+        self.copy_reasons: Set[str] = set()
+        self._lent, self._fields = lent, fields
+        self._packets: Dict[_Peer, Tuple[int, bytes, Optional[int]]] = {}
+
+    def make(self, peer: _Peer, gpus: Optional[PeerGpus], plain: int = wire.TENSOR) -> Tuple[int, bytes, Optional[int]]:
+        """What a peer gets. Waits for the kernel where the peer cannot."""
+        from .cuda import GpuCopyWarning
+
+        block, why = self._lent.block(gpus)
+        if block is not None:
+            fd = self._lent.export.fd
+            body = wire.TensorBody(self._lent.layout(), True, self._lent.export.size, 0, self._fields[1],
+                                   self._fields[0], self._fields[2])
+            return wire.GPU, wire.tensor(body) + block, fd if fd >= 0 else None
+        assert why is not None
+        if why not in self.copy_reasons:
+            self.copy_reasons.add(why)
+            warnings.warn(GpuCopyWarning(f"a tensor on {self._lent.gpu.text()} is copied through the host's memory: "
+                                         f"{why}"), stacklevel=4)
+        memory, layout = self._lent.copy()
+        if memory.state == Memory.OPEN:
+            memory.freeze()
+        self.memory = memory
+        raw = wire.tensor(wire.TensorBody(layout, False, memory.size, 0, self._fields[1], self._fields[0],
+                                          self._fields[2]))
+        if gpus is None:
+            return plain, raw, memory.fd
+        copy = wire.Block(wire.HOST_COPY, False, os.getpid(), self._lent.gpu.uuid, 0, bytes(64), bytes(64))
+        return wire.GPU, raw + wire.block(copy), memory.fd
+
+    def packet(self, peer: _Peer) -> Tuple[int, bytes, Optional[int]]:
+        return self._packets[peer]
+
+    def is_for(self, peer: _Peer) -> bool:
+        return peer in self._packets
+
+
 class Request(Message):
     """A request that came. Answer it with :meth:`reply` or :meth:`fail`; what nobody answers before it is
     forgotten is answered with an error."""
@@ -79,9 +137,33 @@ class Request(Message):
 
         :raises Closed: whoever asked has gone.
         """
+        foreign = on_gpu(tensor)
+        if foreign is not None:
+            self._answer_gpu(foreign, name, tag, meta)
+            return
         mine = prepare(tensor, shared)
         body = wire.tensor(body_of(mine, shared, name, tag, meta))
         self._answer(wire.REPLY, body, mine.memory if mine is not None else None)
+
+    def _answer_gpu(self, foreign: Any, name: str, tag: int, meta: bytes) -> None:
+        from .cuda import Lent
+
+        peer, self._peer = self._peer, None
+        if peer is None:
+            raise InvalidArgument("the request was answered already")
+        delivery = GpuDelivery(Lent(foreign), (name, tag, meta), peer.endpoint._changed)
+        kind, body, fd = delivery.make(peer, peer.gpus, wire.REPLY)
+        peer.unanswered.discard(self.sequence)
+        deadline = time.monotonic() + 5
+        while True:
+            number = peer.link.send(kind, body, self.sequence, fd=fd)
+            if number is not None:
+                break
+            if time.monotonic() > deadline:
+                raise Timeout("whoever asked does not read its answers")
+            time.sleep(0.001)
+        with peer.endpoint._lock:
+            peer.lent[number] = delivery
 
     def fail(self, text: str) -> None:
         """Answers with an error: the other side's call raises :class:`PeerError` with this sentence."""
@@ -121,6 +203,11 @@ class _Peer:
         self.answers: Deque[Tuple[int, bytes, int, Optional[Memory]]] = deque()
         self.full_until = 0.0
         self.pause = 0.001
+        #: What it has said about its GPUs, and tensors on ours in answers that it has not released.
+        self.gpus: Optional[PeerGpus] = None
+        self.lent: Dict[int, Delivery] = {}
+        # Roles that it gets when it has said which GPUs it has.
+        self.later = 0
 
     # With the endpoint's lock held:
 
@@ -146,8 +233,8 @@ class _Peer:
     def _send(self, delivery: Delivery) -> bool:
         if len(self.outstanding) >= self.credits:
             return False
-        fd = delivery.memory.fd if delivery.memory is not None else None
-        number = self.link.send(wire.TENSOR, wire.with_lost(delivery.body, self.lost), fd=fd)
+        kind, body, fd = delivery.packet(self)
+        number = self.link.send(kind, wire.with_lost(body, self.lost), fd=fd)
         if number is None:
             self._full()
             return False
@@ -197,7 +284,10 @@ class _Peer:
                 delivery = self.outstanding.pop(number, None)
                 if delivery is not None:
                     delivery._open -= 1
+                self.lent.pop(number, None)
             self.endpoint._changed.notify_all()
+        elif kind == wire.DEVICES and self.later:
+            self._introduced(wire.read_devices(packet.body), header.sequence)
         elif kind == wire.REQUEST and self.roles & wire.REQUESTER:
             body, tensor = self.link.tensor(packet)
             self._ask(Request(tensor, body, header.sequence, self))
@@ -225,8 +315,21 @@ class _Peer:
         self.queue_limit = min(DEFAULT_QUEUE if asked.queue == wire.DEFAULT else asked.queue, self.endpoint._queue)
         self.policy = asked.policy
         self.deadline = None
+        features = asked.features & wire.CUDA if self.endpoint._gpus else 0
+        roles = self.roles
+        if features:
+            # It gets nothing before it has said which GPUs it has.
+            self.later, self.roles = self.roles, 0
         self.link.send(wire.WELCOME, wire.welcome(wire.Welcome(
-            wire.VERSION, self.roles, 0, self.credits, self.queue_limit, self.policy)), sequence)
+            wire.VERSION, roles, features, self.credits, self.queue_limit, self.policy)), sequence)
+        self.endpoint._changed.notify_all()
+
+    def _introduced(self, devices: wire.Devices, sequence: int) -> None:
+        from .cuda import PeerGpus, introduction
+
+        self.gpus = PeerGpus(self.endpoint._gpus, devices)
+        self.link.send(wire.DEVICES, introduction(self.endpoint._gpus, False)[0], sequence)
+        self.roles, self.later = self.later, 0
         self.endpoint._changed.notify_all()
 
     def _ask(self, request: Request) -> None:
@@ -262,7 +365,7 @@ class Endpoint:
     """
 
     def __init__(self, directory: Directory, name: str, roles: int, mode: int, credits: int, queue: int,
-                 peers: int, waiting: int) -> None:
+                 peers: int, waiting: int, cuda: bool = False) -> None:
         for what, value, low, high in (("credits", credits, 1, wire.MAX_CREDITS), ("queue", queue, 0, wire.MAX_CREDITS),
                                        ("peers", peers, 1, 1 << 16), ("waiting", waiting, 1, 1 << 16)):
             if not low <= value <= high:
@@ -271,6 +374,11 @@ class Endpoint:
         self.name = name
         self._roles, self._credits, self._queue = roles, credits, queue
         self._most_peers, self._waiting = peers, waiting
+        self._gpus: List[Gpu] = []
+        if cuda:
+            from .cuda import Gpu
+
+            self._gpus = Gpu.all()
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._peers: List[_Peer] = []
@@ -301,7 +409,9 @@ class Endpoint:
         is told how many.
 
         :param tensor: a :class:`Tensor` of this package goes without a copy, and is made immutable unless ``shared``;
-            anything else (numpy, torch, jax, bytes) is copied once. ``None``: a message without a tensor.
+            one on a GPU (torch, ``__cuda_array_interface__``, DLPack) as memory of the GPU, or as a copy where that
+            cannot be, and then :attr:`GpuDelivery.copy_reasons` and a warning tell why; anything else (numpy, torch,
+            jax, bytes) is copied once. ``None``: a message without a tensor.
         :param shared: this process may go on to change it.
         :param name: up to 255 bytes of text; ``meta`` up to 2,048 bytes; ``tag`` a number below 2^64.
         :returns: to how many it went, and how many still hold it.
@@ -309,13 +419,17 @@ class Endpoint:
         if not self._roles & wire.SUBSCRIBER:
             raise InvalidArgument(f"endpoint {self.name} does not publish")
         sweep()
-        mine = prepare(tensor, shared)
-        body = wire.tensor(body_of(mine, shared, name, tag, meta))
-        delivery = Delivery(body, mine.memory if mine is not None else None, self._changed)
+        foreign = on_gpu(tensor)
+        if foreign is not None:
+            delivery = self._prepare_gpu(foreign, name, tag, meta)
+        else:
+            mine = prepare(tensor, shared)
+            body = wire.tensor(body_of(mine, shared, name, tag, meta))
+            delivery = Delivery(body, mine.memory if mine is not None else None, self._changed)
         with self._lock:
             self._check_open()
             for peer in list(self._peers):
-                if peer.roles & wire.SUBSCRIBER:
+                if peer.roles & wire.SUBSCRIBER and delivery.is_for(peer):
                     try:
                         if peer.offer(delivery):
                             delivery.receivers += 1
@@ -325,6 +439,17 @@ class Endpoint:
             waits = any(peer.queue for peer in self._peers)
         if waits:
             self._wake()
+        return delivery
+
+    def _prepare_gpu(self, foreign: Any, name: str, tag: int, meta: bytes) -> Delivery:
+        """What each subscriber will get of a tensor on a GPU: without the lock, because a copy takes time."""
+        from .cuda import Lent
+
+        delivery = GpuDelivery(Lent(foreign), (name, tag, meta), self._changed)
+        with self._lock:
+            peers = [peer for peer in self._peers if peer.roles & wire.SUBSCRIBER]
+        for peer in peers:
+            delivery._packets[peer] = delivery.make(peer, peer.gpus)
         return delivery
 
     @property
@@ -463,6 +588,7 @@ class Endpoint:
         peer.outstanding.clear()
         peer.queue.clear()
         peer.answers.clear()
+        peer.lent.clear()
         peer.roles = 0
         peer.link.shut()
         self._changed.notify_all()

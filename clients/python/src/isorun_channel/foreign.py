@@ -18,6 +18,25 @@ from .layout import Layout, c_strides
 from .memory import owned_elsewhere
 
 
+def may_be_on_gpu(thing: Any) -> bool:
+    """Whether it is worth a look. libcuda is not loaded for that, nor is the module that does it."""
+    if thing is None or isinstance(thing, (bytes, bytearray, memoryview)):
+        return False
+    kind = type(thing)
+    if kind.__module__.partition(".")[0] == "torch":
+        return bool(thing.device.type == "cuda")
+    return hasattr(kind, "__cuda_array_interface__") or hasattr(kind, "__dlpack_device__")
+
+
+def on_gpu(thing: Any) -> Any:
+    """Where a tensor on a GPU is; ``None``: it is on none."""
+    if not may_be_on_gpu(thing):
+        return None
+    from . import cuda
+
+    return cuda.look_at(thing)
+
+
 def look_at(thing: Any) -> Foreign:
     """Where the elements of ``thing`` are. Nothing is copied.
 

@@ -10,12 +10,15 @@ import struct
 import threading
 import time
 from collections import deque
-from typing import Deque, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Deque, List, NamedTuple, Optional, Tuple, Union
 
 from . import wire
-from .errors import Closed, DescriptorRefused, ProtocolError, from_os
+from .errors import Closed, DescriptorRefused, ProtocolError, Timeout, from_os
 from .memory import Memory, check
 from .tensor import Tensor
+
+if TYPE_CHECKING:
+    from .cuda import Gpu, GpuTensor
 
 _NOT_YET = (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS)
 # As plain numbers: the enumeration's operators are slow.
@@ -171,7 +174,7 @@ class Link:
                 fd: int = _FD.unpack(payload)[0]
                 try:
                     header = self._header(data)
-                    if header.kind not in wire.WITH_TENSOR:
+                    if header.kind not in wire.WITH_DESCRIPTOR:
                         raise ProtocolError(f"a {wire.KINDS[header.kind]} message with a descriptor")
                 except ProtocolError:
                     os.close(fd)
@@ -221,6 +224,43 @@ class Link:
         """Tells the other side what it did wrong, and closes."""
         self.tell(error)
         self.close()
+
+    def connected(self) -> bool:
+        """Whether the other side is still there."""
+        if self.closed:
+            return False
+        poller = select.poll()
+        poller.register(self._sock, select.POLLRDHUP)
+        return not any(events for _, events in poller.poll(0))
+
+    def gpu(self, packet: Packet, gpus: List[Gpu]) -> Tuple[wire.TensorBody, Union[Tensor, GpuTensor], bool]:
+        """The tensor of a GPU message, and whether it is a copy. Takes the descriptor.
+
+        :raises ProtocolError: message or descriptor break a rule.
+        :raises CudaError: it cannot be opened; it was released.
+        """
+        from . import cuda
+
+        sequence, fd = packet.header.sequence, packet.fd
+        try:
+            body, block = wire.read_gpu(packet.body)
+            if (fd is not None) != (block.transport in (wire.HOST_COPY, wire.VMM_FD, wire.POOL)):
+                raise ProtocolError(f"a GPU message by {wire.TRANSPORTS[block.transport]} with "
+                                    f"{'no' if fd is None else 'a'} descriptor")
+            if block.transport == wire.HOST_COPY:
+                assert fd is not None and body.layout is not None
+                state = check(fd, body.size, body.shared)
+                memory, fd = Memory(fd, body.size, state, lambda: self.release(sequence)), None
+                return body, Tensor(memory, body.layout), True
+            try:
+                return body, cuda.take(gpus, id(self), body, block, fd, lambda: self.release(sequence),
+                                       self.connected), False
+            except (cuda.CudaError, Timeout):
+                self.release(sequence)
+                raise
+        finally:
+            if fd is not None:
+                os.close(fd)
 
     def tensor(self, packet: Packet) -> Tuple[wire.TensorBody, Optional[Tensor]]:
         """The tensor of a message, checked against its descriptor. Takes the descriptor.

@@ -9,7 +9,7 @@ from . import dlpack
 from .dlpack import Foreign
 from .dtypes import NATIVE_BIG_ENDIAN, DType, DTypeLike, buffer_format, dtype as to_dtype
 from .errors import Closed, InvalidArgument, UnsupportedTensor
-from .foreign import copy_into, look_at
+from .foreign import copy_into, look_at, may_be_on_gpu
 from .layout import Layout, dense
 from .memory import Memory, allocate
 
@@ -319,6 +319,13 @@ def place(thing: Any) -> Foreign:
     """Where the elements of any tensor are, ours or another library's."""
     if isinstance(thing, Tensor):
         return Foreign(thing._all(), thing._in_all())
+    if may_be_on_gpu(thing):
+        from . import cuda
+
+        found = cuda.host_copy(thing)
+        if found is not None:
+            memory, layout = found
+            return Foreign(memory.buffer(0, memory.size), layout)
     return look_at(thing)
 
 

@@ -19,10 +19,19 @@ MAX_CREDITS = 256
 #: In HELLO's queue: the listener decides.
 DEFAULT = 0xFFFFFFFF
 
-HELLO, WELCOME, TENSOR, REQUEST, REPLY, RELEASE, ERROR, PING, PONG = range(1, 10)
-KINDS = ("?", "HELLO", "WELCOME", "TENSOR", "REQUEST", "REPLY", "RELEASE", "ERROR", "PING", "PONG")
+HELLO, WELCOME, TENSOR, REQUEST, REPLY, RELEASE, ERROR, PING, PONG, DEVICES, GPU = range(1, 12)
+KINDS = ("?", "HELLO", "WELCOME", "TENSOR", "REQUEST", "REPLY", "RELEASE", "ERROR", "PING", "PONG", "DEVICES",
+         "GPU")
 #: Kinds that carry a tensor.
 WITH_TENSOR = (TENSOR, REQUEST, REPLY)
+#: Kinds with which a descriptor may come.
+WITH_DESCRIPTOR = (*WITH_TENSOR, GPU)
+
+#: Bit of HELLO's and WELCOME's features: DEVICES and GPU are understood.
+CUDA = 1
+HOST_COPY, VMM_FD, LEGACY, POOL, FABRIC = range(5)
+TRANSPORTS = ("host-copy", "vmm-fd", "legacy", "pool", "fabric")
+MAX_DEVICES = 64
 
 SUBSCRIBER, REQUESTER = 1, 2
 OLDEST, NEWEST = 0, 1
@@ -41,6 +50,9 @@ _FIXED = struct.Struct("<HBBBBBBHHIQQ")
 _PAIR = struct.Struct("<QQ")
 _NDIM_AT = 2
 _ERROR = struct.Struct("<HH")
+_DEVICES = struct.Struct("<IIIHH64s")
+_DEVICE = struct.Struct("<16sII")
+_BLOCK = struct.Struct("<BBBBI16sQ64s64s")
 HEADER_SIZE = _HEADER.size
 
 
@@ -105,7 +117,7 @@ def read_header(packet: bytes) -> Header:
         raise ProtocolError("a message that does not begin with ISCH: the peer speaks another protocol")
     if version != VERSION:
         raise ProtocolError(f"a message of version {version}; {VERSION} is spoken here")
-    if not HELLO <= kind <= PONG:
+    if not HELLO <= kind <= GPU:
         raise ProtocolError(f"a message of the unknown kind {kind}")
     if length != len(packet):
         raise ProtocolError(f"a {KINDS[kind]} message that says it has {length} bytes, and has {len(packet)}")
@@ -116,7 +128,7 @@ def read_header(packet: bytes) -> Header:
     if sequence == 0:
         raise ProtocolError(f"a {KINDS[kind]} message with sequence 0")
     answers = kind in (WELCOME, REPLY, PONG)
-    if (refers == 0 and answers) or (refers != 0 and not answers and kind != ERROR):
+    if (refers == 0 and answers) or (refers != 0 and not answers and kind not in (ERROR, DEVICES, GPU)):
         raise ProtocolError(f"a {KINDS[kind]} message that refers to {refers}")
     return Header(kind, flags, sequence, refers)
 
@@ -278,6 +290,78 @@ def read_tensor(kind: int, body: bytes) -> TensorBody:
         raise ProtocolError(f"a {KINDS[kind]} message with a count of lost tensors")
     name = _read_name(kind, body[at:at + names]) if names else ""
     return TensorBody(layout, shared, size, lost, tag, name, body[at + names:])
+
+
+class Devices(NamedTuple):
+    """What a process can open, or hand over."""
+
+    pid: int
+    transports: int
+    driver: int
+    events: bool
+    probe: bytes
+    #: UUID, and whether it is an instance of MIG.
+    gpus: Tuple[Tuple[bytes, bool], ...]
+
+
+class Block(NamedTuple):
+    """How memory of a GPU is handed over."""
+
+    transport: int
+    has_event: bool
+    pid: int
+    uuid: bytes
+    allocation: int
+    handle: bytes
+    event: bytes
+
+
+_ZEROS = bytes(64)
+
+
+def devices(of: Devices) -> bytes:
+    """DEVICES' body."""
+    gpus = of.gpus[:MAX_DEVICES]
+    fixed = _DEVICES.pack(of.pid, of.transports, of.driver, len(gpus), int(of.events), of.probe)
+    return fixed + b"".join(_DEVICE.pack(uuid, int(mig), 0) for uuid, mig in gpus)
+
+
+def read_devices(body: bytes) -> Devices:
+    """:raises ProtocolError: DEVICES' body breaks a rule."""
+    if len(body) < _DEVICES.size:
+        raise ProtocolError(f"a DEVICES message whose body has {len(body)} bytes")
+    pid, transports, driver, count, events, probe = _DEVICES.unpack_from(body)
+    if transports & ~0b11110 or events > 1 or count > MAX_DEVICES or len(body) != _DEVICES.size + count * _DEVICE.size:
+        raise ProtocolError(f"a DEVICES message with transports {transports:#x}, events {events} and {count} GPUs in "
+                            f"{len(body)} bytes")
+    gpus = []
+    for uuid, mig, reserved in _DEVICE.iter_unpack(body[_DEVICES.size:]):
+        if mig > 1 or reserved:
+            raise ProtocolError("a DEVICES message with unknown flags or reserved bits")
+        gpus.append((uuid, bool(mig)))
+    return Devices(pid, transports, driver, bool(events), probe, tuple(gpus))
+
+
+def block(of: Block) -> bytes:
+    """The end of GPU's body."""
+    return _BLOCK.pack(1, of.transport, int(of.has_event), 0, of.pid, of.uuid, of.allocation, of.handle, of.event)
+
+
+def read_gpu(body: bytes) -> Tuple[TensorBody, Block]:
+    """:raises ProtocolError: GPU's body breaks a rule."""
+    if len(body) < _BLOCK.size:
+        raise ProtocolError(f"a GPU message whose body has {len(body)} bytes")
+    content = read_tensor(TENSOR, body[:-_BLOCK.size])
+    version, transport, sync, reserved, pid, uuid, allocation, handle, event = _BLOCK.unpack(body[-_BLOCK.size:])
+    if version != 1 or reserved or transport > FABRIC or sync > 1:
+        raise ProtocolError(f"a GPU block of version {version} with transport {transport} and sync {sync}")
+    if (transport in (HOST_COPY, VMM_FD) and handle != _ZEROS) or (not sync and event != _ZEROS):
+        raise ProtocolError("a GPU block with a handle or an event that does not belong there")
+    if transport == HOST_COPY and (sync or allocation):
+        raise ProtocolError("a GPU block of a copy with an event or an allocation")
+    if content.layout is None or content.shared == (transport == HOST_COPY):
+        raise ProtocolError(f"a GPU message without a tensor, or with the wrong sharing for {TRANSPORTS[transport]}")
+    return content, Block(transport, bool(sync), pid, uuid, allocation, handle, event)
 
 
 def release(sequences: Sequence[int]) -> bytes:

@@ -1,0 +1,243 @@
+"""Tensors on GPUs, with a stand-in for libcuda (clients/rust/tests/standin-libcuda): with itself and with the Rust
+client. Nothing here says how a real GPU behaves."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+from typing import Any, ClassVar, Dict, List
+
+from isorun_channel import wire
+from isorun_channel.errors import ProtocolError
+
+from .support import ChannelTest
+
+RUST = pathlib.Path(__file__).resolve().parents[2] / "rust"
+
+
+def rust_program() -> str:
+    """The newest of the Rust client's example programs, if it was built with the feature cuda."""
+    found = [*RUST.glob("target/*/debug/examples/gpu"), *RUST.glob("target/debug/examples/gpu")]
+    return str(max(found, key=lambda path: path.stat().st_mtime)) if found else ""
+
+
+PREAMBLE = """
+import sys, time, warnings
+import ctypes
+from ctypes import byref, c_uint64, c_size_t, c_void_p, c_int, c_ubyte
+import isorun_channel as ic
+from isorun_channel import cuda, wire
+warnings.simplefilter("ignore")
+channel = ic.Channel(sys.argv[1])
+driver = cuda.driver()
+
+class Array:
+    "Memory of cuMemAlloc as another library would show it."
+    def __init__(self, value, size=3000000):
+        self.size, self.pointer = size, c_uint64()
+        with cuda.Gpu.all()[0]:
+            driver("cuMemAlloc_v2", byref(self.pointer), c_size_t(size))
+            driver("cuMemsetD8Async", self.pointer, c_ubyte(value), c_size_t(size), c_void_p(0))
+    @property
+    def __cuda_array_interface__(self):
+        return {"version": 3, "typestr": "|u1", "shape": (self.size,), "data": (self.pointer.value, False)}
+    def __del__(self):
+        with cuda.Gpu.all()[0]:
+            driver("cuMemFree_v2", self.pointer)
+"""
+PRODUCE = PREAMBLE + """
+endpoint = channel.publisher("e", cuda=True)
+print("listening")
+endpoint.wait_for_subscribers(1, 20)
+for number in range(3):
+    delivery = endpoint.publish(Array(number), name="step", tag=number)
+    for why in sorted(delivery.copy_reasons):
+        print("because", why)
+    delivery.wait(20)
+print("done")
+"""
+CONSUME = PREAMBLE + """
+deadline = time.monotonic() + 20
+while True:
+    try:
+        subscriber = channel.subscribe("e", cuda="--no-gpu" not in sys.argv)
+        break
+    except ic.NotFound:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+for _ in range(3):
+    try:
+        message = subscriber.receive(20)
+    except cuda.CudaError as error:
+        print("refused", error)
+        continue
+    data = message.tensor.tobytes()
+    way = getattr(message.tensor, "came_by", "host")
+    print(message.name, message.tag, way, message.copied_from_gpu, len(data), data[0], data == data[:1] * len(data),
+          cuda.open_allocations())
+    message.release()
+    del message
+print("open", cuda.open_allocations())
+"""
+
+
+class Wire(unittest.TestCase):
+    def test_what_is_written_is_read(self) -> None:
+        devices = wire.Devices(77, 0b10110, 12080, True, bytes(range(64)), ((b"u" * 16, True), (b"v" * 16, False)))
+        self.assertEqual(wire.read_devices(wire.devices(devices)), devices)
+        for at, byte in ((4, 1), (12, 65), (14, 2), (96, 2), (100, 1)):
+            raw = bytearray(wire.devices(devices))
+            raw[at] = byte
+            with self.assertRaises(ProtocolError, msg=f"{at}"):
+                wire.read_devices(bytes(raw))
+        for end in range(len(wire.devices(devices))):
+            with self.assertRaises(ProtocolError):
+                wire.read_devices(wire.devices(devices)[:end])
+
+    def test_blocks(self) -> None:
+        from isorun_channel.dtypes import DTYPES
+        from isorun_channel.layout import dense
+
+        body = wire.TensorBody(dense((2, 3), DTYPES["f32"]), True, 4096, 1, 2, "n", b"m")
+        block = wire.Block(wire.LEGACY, True, 9, b"u" * 16, 3, b"h" * 64, b"e" * 64)
+        raw = wire.tensor(body) + wire.block(block)
+        self.assertEqual(wire.read_gpu(raw), (body, block))
+        start = len(raw) - 160
+        for at, byte in ((0, 2), (1, 5), (1, 1), (2, 2), (2, 0), (3, 1), (1, 0)):
+            changed = bytearray(raw)
+            changed[start + at] = byte
+            with self.assertRaises(ProtocolError, msg=f"{at} {byte}"):
+                wire.read_gpu(bytes(changed))
+        for end in range(len(raw)):
+            with self.assertRaises(ProtocolError):
+                wire.read_gpu(raw[:end])
+
+
+@unittest.skipUnless(shutil.which("gcc"), "the stand-in for libcuda needs gcc")
+class StandIn(ChannelTest):
+    library: ClassVar[str]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.library = tempfile.mkdtemp(prefix="isorun-channel-standin-")
+        cls.addClassCleanup(shutil.rmtree, cls.library)
+        subprocess.run([str(RUST / "tests/standin-libcuda/build"), cls.library], check=True)
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.gpu = tempfile.mkdtemp(prefix="isorun-channel-gpu-")
+        self.addCleanup(shutil.rmtree, self.gpu)
+        os.mkdir(f"{self.gpu}/shm")
+
+    def run_one(self, command: List[str], more: Dict[str, str]) -> Any:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "LD_LIBRARY_PATH": self.library,
+                       "ISORUN_STANDIN_CUDA": self.gpu, "ISORUN_STANDIN_SHM": f"{self.gpu}/shm", **more}
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        self.addCleanup(self.end, process)
+        return process
+
+    @staticmethod
+    def end(process: Any) -> None:
+        if process.poll() is None:
+            process.kill()
+        process.wait(10)
+        process.stdout.close()
+
+    def python(self, code: str, *arguments: str, **more: str) -> Any:
+        return self.run_one([sys.executable, "-u", "-c", code, self.directory, *arguments], more)
+
+    def said(self, process: Any) -> List[str]:
+        text, _ = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 0, text)
+        return text.splitlines()
+
+    def steps(self, way: str, copied: bool) -> List[str]:
+        still = 0 if way == "host" else 1
+        return [f"step {n} {way} {copied} 3000000 {n} True {still}" for n in range(3)] + ["open 0"]
+
+    def test_memory_of_another_process(self) -> None:
+        for more in ({}, {"ISORUN_STANDIN_DELAY_MS": "100"}):
+            producer = self.python(PRODUCE, **more)
+            self.assertEqual(self.said(self.python(CONSUME, **more)), self.steps("legacy", False))
+            self.assertEqual(self.said(producer), ["listening", "done"])
+
+    def test_copies_are_told(self) -> None:
+        for variables, arguments, copied, why in (
+                ({"ISORUN_STANDIN_UUIDS": "b"}, (), True, "the other side uses GPU-"),
+                ({"ISORUN_STANDIN_MIG": "1"}, (), True, "the other side cannot open legacy memory"),
+                ({}, ("--no-gpu",), False, "the other side takes no memory of GPUs")):
+            producer = self.python(PRODUCE)
+            self.assertEqual(self.said(self.python(CONSUME, *arguments, **variables)), self.steps("host", copied))
+            lines = self.said(producer)
+            self.assertIn(why, lines[1])
+
+    def test_equal_pids_are_the_drivers_error(self) -> None:
+        producer = self.python(PRODUCE, ISORUN_STANDIN_PID="1")
+        lines = self.said(self.python(CONSUME, ISORUN_STANDIN_PID="1"))
+        self.assertEqual(len(lines), 4)
+        self.assertIn("CUDA_ERROR_INVALID_CONTEXT (201)", lines[0])
+        # All were released.
+        self.assertEqual(self.said(producer)[-1], "done")
+
+    def test_named_tensors_are_copies(self) -> None:
+        code = PREAMBLE.replace('simplefilter("ignore")', 'simplefilter("error")') + """
+array = Array(7)
+try:
+    channel.put("x", array)
+except cuda.GpuCopyWarning as warning:
+    print(warning)
+warnings.simplefilter("ignore")
+channel.put("x", array)
+print(channel.get("x").tobytes() == bytes([7]) * 3000000)
+"""
+        lines = self.said(self.python(code))
+        self.assertIn("copied to the host's memory", lines[0])
+        self.assertEqual(lines[1:], ["True"])
+
+    def test_no_driver(self) -> None:
+        process = self.python(PREAMBLE, ISORUN_STANDIN_CUDA="/nonexistent")
+        process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 1)
+        code = "from isorun_channel import cuda\ntry:\n    cuda.driver()\nexcept cuda.CudaError as e:\n    print(e)\n"
+        said = self.said(self.python(code, ISORUN_STANDIN_CUDA="/nonexistent"))
+        self.assertIn("cuInit: CUDA_ERROR_NO_DEVICE (100)", said[0])
+
+    def test_dlpack_and_the_interface(self) -> None:
+        producer = self.python(PRODUCE)
+        consumer = self.python(CONSUME.split("for _ in range(3)", maxsplit=1)[0] + """
+for _ in range(3):
+    message = subscriber.receive(20)
+    tensor = message.tensor
+    shown = tensor.__cuda_array_interface__
+    pointer, layout, capsule = cuda.dlpack.on_gpu(tensor.__dlpack__(max_version=(1, 0)))
+    print(shown["typestr"], shown["shape"], shown["data"][0] == pointer, layout.shape, tensor.__dlpack_device__())
+    del message, tensor
+    assert cuda.open_allocations() == 1  # the capsule holds it
+    del capsule
+    cuda.dlpack.sweep(all=True)
+    print(cuda.open_allocations())
+""")
+        self.assertEqual(self.said(consumer), ["|u1 (3000000,) True (3000000,) (2, 0)", "0"] * 3)
+        self.assertEqual(self.said(producer), ["listening", "done"])
+
+    def test_with_the_rust_client(self) -> None:
+        program = rust_program()
+        if not program:
+            self.skipTest("the Rust client's program gpu was not built (cargo test --features cuda)")
+        for kind in ("vmm-fd", "legacy", "pool", "fabric"):
+            imex = {"ISORUN_STANDIN_IMEX": "1"}
+            producer = self.run_one([program, "produce", self.directory, "e", "--kind", kind, "--count", "3", "--bytes",
+                                     "3000000"], imex)
+            self.assertEqual(self.said(self.python(CONSUME, **imex)), self.steps(kind, False))
+            self.assertEqual(self.said(producer)[-1], "done")
+        for arguments, way in (([], "legacy"), (["--no-gpu"], "host")):
+            producer = self.python(PRODUCE)
+            lines = self.said(self.run_one([program, "consume", self.directory, "e", "--count", "3", *arguments], {}))
+            self.assertEqual(lines[1:4], [f"step tag={n} way={way} copied=false bytes=3000000 value={n} same=true"
+                                          for n in range(3)])
+            self.assertEqual(self.said(producer)[-1], "done")
