@@ -9,6 +9,7 @@
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
+use isorun_channel::device::{DeviceBlock, DeviceEntry, Devices, Transport};
 use isorun_channel::wire::{
     Body, Content, Described, Failure, Hello, MAX_META, MAX_RELEASES, Message, Welcome,
 };
@@ -115,7 +116,7 @@ fn accepted(message: &Message, bytes: &[u8], random: &mut Rng) {
 
 /// A message that is mostly right.
 fn message(random: &mut Rng) -> Message {
-    let kind = random.u8(0..14);
+    let kind = random.u8(0..16);
     let (credits, queue) = (random.u32(0..300), random.u32(0..300));
     let policy = match random.bool() {
         true => Policy::DropOldest,
@@ -156,6 +157,8 @@ fn message(random: &mut Rng) -> Message {
         7 => Body::Reply(content(random)),
         8 => Body::Lane,
         9 => Body::Wake,
+        10 => Body::Devices(devices(random)),
+        11 => Body::Gpu(content(random), Box::new(block(random))),
         _ => Body::Tensor(content(random)),
     };
     let answers = matches!(body, Body::Welcome(_) | Body::Reply(_) | Body::Pong);
@@ -166,6 +169,44 @@ fn message(random: &mut Rng) -> Message {
             false => 0,
         },
         body,
+    }
+}
+
+fn devices(random: &mut Rng) -> Devices {
+    let count = random.usize(0..66);
+    let entry = |random: &mut Rng| DeviceEntry {
+        uuid: [random.u8(..); 16],
+        mig: random.bool(),
+    };
+    Devices {
+        pid: random.u32(..),
+        transports: random.u32(0..33),
+        driver: random.u32(..),
+        events: random.bool(),
+        probe: [random.u8(..); 64],
+        list: (0..count).map(|_| entry(random)).collect(),
+    }
+}
+
+fn block(random: &mut Rng) -> DeviceBlock {
+    let bytes = |random: &mut Rng| match random.bool() {
+        true => [0; 64],
+        false => [random.u8(..); 64],
+    };
+    DeviceBlock {
+        transport: match random.u8(0..5) {
+            0 => Transport::HostCopy,
+            1 => Transport::Legacy,
+            2 => Transport::Pool,
+            3 => Transport::Fabric,
+            _ => Transport::VmmFd,
+        },
+        has_event: random.bool(),
+        pid: random.u32(..),
+        uuid: [random.u8(..); 16],
+        allocation: random.u64(0..3),
+        handle: bytes(random),
+        event: bytes(random),
     }
 }
 

@@ -69,6 +69,8 @@ impl Mapping {
         // Held while it is opened, so that two threads do not open it twice.
         let mut table = table().lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(mapping) = table.get(&key).and_then(Weak::upgrade) {
+            // Its end takes the lock, and it may be the last one by now.
+            drop(table);
             if mapping.size != size {
                 return Err(Error::Malformed(format!(
                     "an allocation of {} bytes that has {size} now",
