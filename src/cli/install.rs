@@ -79,6 +79,7 @@ fn run(_: &Global, matches: &ArgMatches) -> Result<Exit> {
             Some(etc) => etc.clone(),
             None => default_etc(engine)?,
         },
+        may_make_etc: etc.is_none() && engine == Engine::Podman && !geteuid().is_root(),
         binary: binary(matches.get_one::<PathBuf>("binary"))?,
         default,
         uninstall,
@@ -170,9 +171,6 @@ fn default_etc(engine: Engine) -> Result<PathBuf> {
             }
         },
     };
-    // A new user has none yet.
-    std::fs::create_dir_all(&config)
-        .map_err(|error| Error::io("make directory", config.display().to_string(), &error))?;
     Ok(config)
 }
 

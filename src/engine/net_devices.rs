@@ -21,7 +21,7 @@ use super::sync::{End, FromChild};
 use crate::error::{Error, Result};
 use crate::log;
 use crate::plan::NetDevice;
-use crate::sys::netlink::{Address, Device, Netlink};
+use crate::sys::netlink::{Address, Device, MAX_NAME, Netlink};
 
 /// How many names a template like `eth%d` is tried with; the kernel's own limit is higher.
 const MOST: u32 = 4096;
@@ -176,15 +176,10 @@ impl Moving {
         found: Device,
         addresses: Vec<Address>,
     ) -> Result<String> {
-        let numbers = if device.inside.contains("%d") {
-            MOST
-        } else {
-            1
-        };
-        for number in 0..numbers {
-            let inside = device.inside.replacen("%d", &number.to_string(), 1);
+        let several = device.inside.contains("%d");
+        for inside in names(&device.inside) {
             match self.check_free(device, &inside) {
-                Err(error) if error.errno() == Some(Errno::EEXIST) && numbers > 1 => continue,
+                Err(error) if error.errno() == Some(Errno::EEXIST) && several => continue,
                 other => other?,
             }
             let result = self
@@ -209,7 +204,7 @@ impl Moving {
             }
             match result {
                 // Somebody else was quicker: a joined namespace.
-                Err(Errno::EEXIST) if numbers > 1 => {}
+                Err(Errno::EEXIST) if several => {}
                 Err(errno) => return Err(not_moved(device, &inside, errno)),
                 Ok(()) => {}
             }
@@ -261,6 +256,17 @@ impl Moving {
     }
 }
 
+/// The names that a device may get: one, or for a template all that are no longer than the kernel's are.
+fn names(template: &str) -> impl Iterator<Item = String> {
+    let numbers = match template.contains("%d") {
+        true => MOST,
+        false => 1,
+    };
+    (0..numbers)
+        .map(move |number| template.replacen("%d", &number.to_string(), 1))
+        .take_while(|name| name.len() <= MAX_NAME)
+}
+
 fn taken(device: &NetDevice, inside: &str) -> Error {
     failed(device, "move the network device to", inside, Errno::EEXIST)
         .remedy("the container's network namespace has a device of this name")
@@ -293,4 +299,17 @@ fn renamed(address: &Address, name: &str, inside: &str) -> Address {
     )
     .filter(|_| address.label.is_some());
     address
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_in_a_template_make_no_name_too_long() {
+        assert_eq!(names("eth0").collect::<Vec<_>>(), ["eth0"]);
+        assert_eq!(names("eth%d").nth(11).as_deref(), Some("eth11"));
+        let long: Vec<String> = names("abcdefghijklm%d").collect();
+        assert_eq!((long.len(), long[99].as_str()), (100, "abcdefghijklm99"));
+    }
 }

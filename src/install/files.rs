@@ -18,7 +18,7 @@ const LIMIT: u64 = 4 << 20;
 
 /// A directory, held open.
 pub struct Base {
-    fd: OwnedFd,
+    fd: Option<OwnedFd>,
     path: PathBuf,
 }
 
@@ -27,13 +27,19 @@ const DIRECTORY: OFlag = OFlag::O_RDONLY
     .union(OFlag::O_CLOEXEC);
 
 impl Base {
-    /// Opens the directory itself, through links: whoever names it means what it leads to.
+    /// Opens the directory itself, through links: whoever names it means what it leads to. One that
+    /// `may_be_missing` and is holds nothing.
     ///
     /// # Errors
     /// The system's refusal.
-    pub fn open(path: &Path) -> Result<Self> {
-        let fd = open(path, DIRECTORY, Mode::empty())
-            .map_err(|errno| Error::os("open directory", path.display().to_string(), errno))?;
+    pub fn open(path: &Path, may_be_missing: bool) -> Result<Self> {
+        let fd =
+            match open(path, DIRECTORY, Mode::empty()) {
+                Err(Errno::ENOENT) if may_be_missing => None,
+                opened => Some(opened.map_err(|errno| {
+                    Error::os("open directory", path.display().to_string(), errno)
+                })?),
+            };
         Ok(Self {
             fd,
             path: path.to_path_buf(),
@@ -199,10 +205,13 @@ impl Base {
     /// The directory that holds `path`, walked name by name; `None` where a part of it is missing
     /// and is not to be made.
     fn parent(&self, path: &Path, make: bool) -> Result<Option<OwnedFd>> {
-        let mut fd =
-            self.fd.as_fd().try_clone_to_owned().map_err(|error| {
-                Error::io("open directory", self.display(Path::new("")), &error)
-            })?;
+        let Some(fd) = &self.fd else {
+            return Ok(None);
+        };
+        let mut fd = fd
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|error| Error::io("open directory", self.display(Path::new("")), &error))?;
         let mut walked = PathBuf::new();
         for part in path.parent().into_iter().flat_map(Path::iter) {
             walked.push(part);

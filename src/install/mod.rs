@@ -69,6 +69,8 @@ pub struct Request {
     pub engine: Engine,
     /// The directory that stands for /etc (or, for Podman of a user, for ~/.config).
     pub etc: PathBuf,
+    /// That directory may be missing (a new user has no ~/.config), and is made for what is written.
+    pub may_make_etc: bool,
     /// The path of isorun as the engine is to call it.
     pub binary: String,
     /// Also make it the runtime that is used when none is named.
@@ -108,7 +110,7 @@ pub struct Changes {
 /// A file that cannot be read or parsed, that is a symbolic link or lies behind one, or that has a
 /// runtime `isorun` which this command did not write.
 pub fn changes(request: &Request) -> Result<Changes> {
-    let base = Base::open(&request.etc)?;
+    let base = Base::open(&request.etc, request.may_make_etc)?;
     match request.engine {
         Engine::Podman => dropin::podman(&base, request),
         Engine::Crio => dropin::crio(&base, request),
@@ -122,7 +124,12 @@ pub fn changes(request: &Request) -> Result<Changes> {
 /// # Errors
 /// The system's refusal. Each file is replaced as a whole; those before the failed one are changed.
 pub fn apply(request: &Request, changes: &[Change]) -> Result<()> {
-    let base = Base::open(&request.etc)?;
+    if request.may_make_etc && changes.iter().any(|change| change.after.is_some()) {
+        std::fs::create_dir_all(&request.etc).map_err(|error| {
+            Error::io("make directory", request.etc.display().to_string(), &error)
+        })?;
+    }
+    let base = Base::open(&request.etc, request.may_make_etc)?;
     for change in changes {
         match &change.after {
             Some(text) => base.replace(&change.path, text, change.like.as_deref())?,

@@ -53,6 +53,7 @@ impl Etc {
         Request {
             engine,
             etc: self.0.clone(),
+            may_make_etc: false,
             binary: "/opt/is\"o/isorun".to_string(),
             default: false,
             uninstall: false,
@@ -148,6 +149,27 @@ fn taken_back_exactly() {
             assert_eq!(etc.run(&uninstall(&request)), Ok(0));
         }
     }
+}
+
+#[test]
+fn a_new_users_directory_is_made_when_something_is_written() {
+    let etc = Etc::new("user");
+    let mut request = etc.request(Engine::Podman);
+    request.etc = etc.0.join("home/.config");
+    let error = changes(&request).unwrap_err().to_string();
+    assert!(error.contains("home/.config: ENOENT"), "{error}");
+    request.may_make_etc = true;
+    for asked in [&request, &uninstall(&request)] {
+        changes(asked).unwrap();
+        assert_eq!(etc.all(), [], "nothing is written by looking");
+    }
+    assert_eq!(etc.run(&uninstall(&request)), Ok(0));
+    assert_eq!(etc.all(), []);
+    assert_eq!(etc.run(&request), Ok(1));
+    assert!(
+        etc.read("home/.config/containers/containers.conf.d/90-isorun.conf")
+            .contains("isorun")
+    );
 }
 
 #[test]
