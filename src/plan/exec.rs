@@ -99,13 +99,7 @@ fn planned(
         .as_ref()
         .map(crate::seccomp::compile)
         .transpose()?;
-    let mut rows = Vec::new();
-    for lost in &asked.without {
-        if let Some(refusal) = lost.feature.row().refusal_on(asked.degrade, landlock) {
-            return Err(Error::new(Kind::State, lost.reason.clone()).also(&refusal));
-        }
-        rows.push(lost.feature);
-    }
+    let rows = lost_rows(asked, landlock)?;
     let confinement = confine::plan(&rows, spec, sandboxed.unwrap_or(linux), landlock)?;
     let profile = !rows.contains(&Feature::Apparmor);
     let mut steps: Vec<Step> = vec![Action::NewSession.into()];
@@ -138,35 +132,10 @@ fn planned(
     // Asked for already by who has looked at the container's record.
     let level = asked.degrade;
     degrade::arm(steps.iter_mut(), &facts, level);
-    let user = kinds & libc::CLONE_NEWUSER as u64 != 0;
-    let has_root = |map: &[IdMap]| map.iter().any(|line| line.inside == 0);
-    let limits = process.rlimits().iter().flatten();
-    let raise =
-        |limit: &oci_spec::runtime::PosixRlimit| (names::rlimit(limit.typ()).0, limit.hard());
     let join = Join {
-        namespaces: kinds,
-        becomes_root: user
-            && [linux.uid_mappings(), linux.gid_mappings()]
-                .iter()
-                .all(|map| map.is_none() || has_root(&id_map(map))),
-        raise_limits: if user {
-            limits.map(raise).collect()
-        } else {
-            Vec::new()
-        },
-        oom_score_adj: process
-            .oom_score_adj()
-            .map(|value| Step::armed(Action::OomScoreAdj { value }, &facts, level)),
-        labels: labels::process(&process, profile)
-            .into_iter()
-            .filter_map(|step| match step.action {
-                Action::ExecLabel { kind, label } => Some((kind, label)),
-                _ => None,
-            })
-            .collect(),
-        key_label: labels::keyring(&process).filter(|_| !asked.no_new_keyring),
         initial_cpus,
         final_cpus,
+        ..joining(linux, &process, asked, &facts, profile)
     };
     let mut env = super::build::last_values(process.env().as_deref().unwrap_or_default());
     super::channels::environment_of(spec, &mut env);
@@ -204,6 +173,55 @@ fn planned(
         host_hooks: Default::default(),
     };
     Ok(Joined { plan, join })
+}
+
+/// What the container was made without; each row may still be missing, and made up for.
+fn lost_rows(asked: &Asked, landlock: u32) -> Result<Vec<Feature>> {
+    let rows = asked.without.iter().map(|lost| {
+        match lost.feature.row().refusal_on(asked.degrade, landlock) {
+            Some(refusal) => Err(Error::new(Kind::State, lost.reason.clone()).also(&refusal)),
+            None => Ok(lost.feature),
+        }
+    });
+    rows.collect()
+}
+
+/// What is done before the container's namespaces are joined, and which those are; without CPUs.
+/// `profile`: with the AppArmor profile.
+fn joining(
+    linux: &Linux,
+    process: &SpecProcess,
+    asked: &Asked,
+    facts: &Facts,
+    profile: bool,
+) -> Join {
+    let namespaces = facts.made | facts.joined;
+    let user = namespaces & libc::CLONE_NEWUSER as u64 != 0;
+    let has_root = |map: &[IdMap]| map.iter().any(|line| line.inside == 0);
+    let limits = process.rlimits().iter().flatten().filter(|_| user);
+    let raise =
+        |limit: &oci_spec::runtime::PosixRlimit| (names::rlimit(limit.typ()).0, limit.hard());
+    Join {
+        namespaces,
+        becomes_root: user
+            && [linux.uid_mappings(), linux.gid_mappings()]
+                .iter()
+                .all(|map| map.is_none() || has_root(&id_map(map))),
+        raise_limits: limits.map(raise).collect(),
+        oom_score_adj: process
+            .oom_score_adj()
+            .map(|value| Step::armed(Action::OomScoreAdj { value }, facts, asked.degrade)),
+        labels: labels::process(process, profile)
+            .into_iter()
+            .filter_map(|step| match step.action {
+                Action::ExecLabel { kind, label } => Some((kind, label)),
+                _ => None,
+            })
+            .collect(),
+        key_label: labels::keyring(process).filter(|_| !asked.no_new_keyring),
+        initial_cpus: None,
+        final_cpus: None,
+    }
 }
 
 /// The CPUs of `execCPUAffinity`: before and after the cgroup is entered.
