@@ -49,6 +49,7 @@ fn channel(place: &Place, name: &str) -> Channel {
         asked: None,
         size: None,
         inodes: None,
+        cuda: false,
     }
 }
 
@@ -65,6 +66,7 @@ fn container(dir: &Path, id: &str, channel: &str) -> Member {
         root: dir.join("channels"),
         rootless: true,
         keys: vec![channel.into()],
+        pids: None,
     });
     std::fs::write(
         state.join("state.json"),
@@ -80,12 +82,12 @@ fn a_channel_lives_as_long_as_its_members() {
     let place = Place::at(&dir.join("channels"), true);
     let kv = channel(&place, "kv");
     let (a, b) = (container(&dir, "a", "kv"), container(&dir, "b", "kv"));
-    let join = |member| place.join(std::slice::from_ref(&kv), member, 0, false);
+    let join = |member| place.join(std::slice::from_ref(&kv), member, 0, (false, None));
     let ids = || -> Vec<String> {
         let members = place.members(&kv.key).unwrap();
         members.into_iter().map(|member| member.id).collect()
     };
-    assert_eq!(join(&a).unwrap().len(), 0);
+    assert_eq!(join(&a).unwrap().lost.len(), 0);
     join(&b).unwrap();
     join(&b).unwrap();
     assert_eq!(ids(), ["a", "b"]);
@@ -140,7 +142,7 @@ fn what_was_made_by_hand_stays() {
     );
     let member = container(&dir, "a", "kv");
     place
-        .join(&[channel(&place, "kv")], &member, 5, false)
+        .join(&[channel(&place, "kv")], &member, 5, (false, None))
         .unwrap();
     let error = place.remove(&key, false).unwrap_err().to_string();
     assert!(error.contains("has members: a"), "{error}");
@@ -174,7 +176,7 @@ fn members_of_the_hook_are_told_apart() {
     let start = crate::state::start_time(pid).unwrap();
     let member = |bundle| Member::of_process("web", Path::new(bundle), pid, start);
     for bundle in ["/a", "/b"] {
-        let join = place.join(std::slice::from_ref(&kv), &member(bundle), 0, false);
+        let join = place.join(std::slice::from_ref(&kv), &member(bundle), 0, (false, None));
         join.unwrap();
     }
     let gone = Member::of_process("web", Path::new("/b"), 0, 0);
@@ -194,7 +196,7 @@ fn another_boot_has_no_members() {
     let kv = channel(&place, "kv");
     let member = container(&dir, "a", "kv");
     place
-        .join(std::slice::from_ref(&kv), &member, 0, false)
+        .join(std::slice::from_ref(&kv), &member, 0, (false, None))
         .unwrap();
     let file = std::fs::read_dir(dir.join("channels/.kv.members"))
         .unwrap()
@@ -257,5 +259,42 @@ fn tensors_in_a_channel() {
         (tensor.dtype.as_str(), &tensor.shape[..]),
         ("F32", &[2, 2][..])
     );
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+/// Members with GPU memory have other process ids, as long as they live; those of other channels may have
+/// the same.
+#[test]
+fn process_ids_of_members() {
+    let dir = scratch("pids");
+    let place = Place::at(&dir.join("channels"), true);
+    let gpu = |name: &str| Channel {
+        cuda: true,
+        ..channel(&place, name)
+    };
+    let join = |channels: &[Channel], id: &str, limit| {
+        let member = container(&dir, id, channels[0].key.name());
+        place.join(channels, &member, 0, (false, limit)).unwrap()
+    };
+    let low = |limit, id: &str| join(&[gpu("kv")], id, Some(limit));
+    let first = low(3072, "a").pids.unwrap();
+    let second = low(3072, "b").pids.unwrap();
+    assert_eq!((first.first, second.first), (1024, 2048));
+    let third = low(3072, "c");
+    assert_eq!(third.pids, None);
+    let why = third.used_up.unwrap().to_string();
+    let says = "all ranges of process ids below 3072 are used by the 2 members of the channel kv";
+    assert!(why.contains(says), "{why}");
+    // Another channel has all of them, a channel without GPU memory none, and who asks for none gets none.
+    assert_eq!(join(&[gpu("w")], "d", Some(3072)).pids, Some(first));
+    let plain = [gpu("x"), channel(&place, "y")];
+    assert!(join(&plain, "e", Some(3072)).pids.is_some());
+    let y = std::fs::read_dir(dir.join("channels/.y.members")).unwrap();
+    let member = std::fs::read_to_string(y.last().unwrap().unwrap().path()).unwrap();
+    assert!(!member.contains("\"pids\""), "{member}");
+    assert_eq!(join(&[channel(&place, "z")], "f", None).pids, None);
+    // A member that is no more, however it went.
+    std::fs::remove_dir_all(dir.join("state/a")).unwrap();
+    assert_eq!(low(3072, "g").pids, Some(first));
     std::fs::remove_dir_all(dir).unwrap();
 }

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::rules::DIRECTORY;
-use super::{Access, CHANNELS, Key, Place, Request, Rules, Size, Wanted, rules, size_annotation};
+use super::{
+    Access, CHANNELS, CUDA, Cuda, Key, Place, Request, Rules, Size, Wanted, rules, size_annotation,
+};
 use crate::error::{Error, Result};
 
 /// What decides, gathered before a container is planned.
@@ -94,6 +96,9 @@ pub struct Channel {
     /// How many files it may hold where it is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inodes: Option<u64>,
+    /// GPU memory is shared in it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cuda: bool,
 }
 
 /// What a container may join of what it asks for: all of it. `admin`: it has CAP_SYS_ADMIN in its bounding
@@ -107,13 +112,13 @@ pub fn grant<'a>(
     admin: bool,
     annotation: impl Fn(&str) -> Option<&'a String>,
 ) -> Result<Vec<Channel>> {
-    let one = |wanted: &Wanted| granted(wanted, request.kubernetes, facts, admin, &annotation);
+    let one = |wanted: &Wanted| granted(wanted, request, facts, admin, &annotation);
     request.channels.iter().map(one).collect()
 }
 
 fn granted<'a>(
     wanted: &Wanted,
-    kubernetes: bool,
+    request: &Request,
     facts: &Facts,
     admin: bool,
     annotation: &impl Fn(&str) -> Option<&'a String>,
@@ -138,6 +143,11 @@ fn granted<'a>(
         asked: wanted.size,
         size: wanted.size,
         inodes: None,
+        cuda: request
+            .cuda
+            .channels()
+            .iter()
+            .any(|name| name == key.name()),
     };
     if let Some(rule) = facts.rules.iter().find(about) {
         let told = rule.told();
@@ -169,12 +179,25 @@ fn granted<'a>(
                 format!("{told} allows at most {most}, not {asked}"),
             ));
         }
+        if channel.cuda && !rule.cuda {
+            // What only the environment asks for is a loss, which the planner tells.
+            if let Cuda::Annotation(_) = request.cuda {
+                let field = format!("annotations[{CUDA:?}]");
+                let sentence = format!(
+                    "GPU memory in the channel {:?} is refused: {told} does not allow it",
+                    key.to_string()
+                );
+                return Err(Error::spec(field, sentence)
+                    .remedy("the administrator allows it with cuda-ipc = true in the rule"));
+            }
+            channel.cuda = false;
+        }
         channel.rule = Some(rule.name.clone());
         channel.create = rule.create;
         channel.size = wanted.size.or(rule.size);
         channel.inodes = rule.inodes;
     } else {
-        by_default(wanted, kubernetes, facts.uid, made).map_err(refuse)?;
+        by_default(wanted, request.kubernetes, facts.uid, made).map_err(refuse)?;
     }
     // Without privileges none has a size: what is asked for is a loss, which the planner weighs.
     if let (Some(asked), Some(made), false) = (wanted.size, made, facts.rootless) {

@@ -14,7 +14,7 @@ use super::grant::same_size;
 use super::member::Member;
 use super::metadata::{self, DEFAULT_INODES, Metadata};
 use super::place::{Place, shown};
-use super::{Channel, Key};
+use super::{Channel, Key, Pids};
 use crate::error::{Error, Kind, Result};
 
 /// The place, locked.
@@ -89,10 +89,38 @@ impl Locked<'_> {
         let member = Member {
             readonly: channel.readonly,
             boot: self.boot.clone(),
+            pids: member.pids.filter(|_| channel.cuda),
             ..member.clone()
         };
         metadata::write(directory.as_fd(), &member.file(), &member)?;
         Ok(lost)
+    }
+
+    /// A range of process ids below `limit` that no living member has of those of `channels` in which GPU
+    /// memory is shared.
+    ///
+    /// # Errors
+    /// All are used; files of members that cannot be read.
+    pub(super) fn pids(&self, channels: &[Channel], limit: u32) -> Result<Pids> {
+        let mut used = Vec::new();
+        let shared: Vec<&Key> = channels
+            .iter()
+            .filter(|channel| channel.cuda)
+            .map(|channel| &channel.key)
+            .collect();
+        for key in &shared {
+            let (live, _) = self.place.sorted(&key.directory(), &self.boot)?;
+            used.extend(live.iter().filter_map(|member| member.pids));
+        }
+        Pids::free(limit, &used).ok_or_else(|| {
+            let names: Vec<String> = shared.iter().map(ToString::to_string).collect();
+            let sentence = format!(
+                "all ranges of process ids below {limit} are used by the {} members of the channel {}",
+                used.len(),
+                names.join(", ")
+            );
+            Error::new(Kind::State, sentence)
+        })
     }
 
     /// Sees to it that the channel's directory is there, and its tmpfs mounted on it.

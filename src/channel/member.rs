@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Key;
+use super::{Key, Pids};
 use crate::error::Kind;
 use crate::state::{Status, Store, is_alive};
 
@@ -38,6 +38,9 @@ pub struct Member {
     /// The boot of the machine in which it joined.
     #[serde(default)]
     pub boot: String,
+    /// The process ids that are its own among the members, where GPU memory is shared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pids: Option<Pids>,
 }
 
 fn is_zero(n: &u64) -> bool {
@@ -55,6 +58,7 @@ impl Member {
             start: 0,
             readonly: false,
             boot: String::new(),
+            pids: None,
         }
     }
 
@@ -68,6 +72,7 @@ impl Member {
             start,
             readonly: false,
             boot: String::new(),
+            pids: None,
         }
     }
 

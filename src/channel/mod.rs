@@ -13,6 +13,8 @@
 //! ```text
 //! request   annotations -> what a container asks for                                    pure
 //! rules     /etc/isorun/channels.d -> who may join what
+//! cuda      what asks for GPU memory, and which channel is /dev/shm then
+//! pids      ranges of process ids that no two members share
 //! grant     request + rules + channels that are there -> what it gets, or a refusal     pure
 //! place     the directory: join, leave, create, remove, gc
 //! tensors   what is in a channel: safetensors files and endpoints
@@ -21,10 +23,12 @@
 //! Nothing counts members: who is one follows from the containers' records and processes each time it
 //! is asked, so that a SIGKILL at any step leaves nothing that [`Place::gc`] does not see.
 
+mod cuda;
 mod grant;
 mod locked;
 mod member;
 mod metadata;
+mod pids;
 mod place;
 mod request;
 mod rules;
@@ -42,10 +46,12 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+pub use cuda::{CUDA, Cuda, ENVIRONMENT};
 pub use grant::{Channel, Facts, Made, grant};
 pub use member::Member;
 pub use metadata::{DEFAULT_INODES, Metadata};
-pub use place::{Collected, MODE, New, Place};
+pub use pids::Pids;
+pub use place::{Collected, Joined, MODE, New, Place};
 pub use request::{CHANNELS, Request, SHM, SHM_SIZE, Shm, Wanted, asks, request, size_annotation};
 pub use rules::{Access, Rule, Rules};
 pub use size::Size;

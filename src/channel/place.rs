@@ -17,7 +17,7 @@ use nix::sys::stat::Mode;
 use super::locked::Locked;
 use super::member::Member;
 use super::metadata::{self, DEFAULT_INODES, FORMAT, Metadata};
-use super::{Channel, Key, Size};
+use super::{Channel, Key, Pids, Size};
 use crate::error::{Error, Kind, Result};
 use crate::state::{CHANNELS, CHANNELS_LOCK, Store, unprivileged};
 
@@ -50,6 +50,17 @@ pub struct Collected {
     pub removed: Vec<String>,
     /// Members that were forgotten, in channels that stay: `<channel> <container>`.
     pub forgotten: Vec<String>,
+}
+
+/// What came of joining channels.
+#[derive(Debug)]
+pub struct Joined {
+    /// The channels without a tmpfs of their own, each with why.
+    pub lost: Vec<(Key, Error)>,
+    /// The process ids that the member has for itself.
+    pub pids: Option<Pids>,
+    /// Why it has none, where it was to have some.
+    pub used_up: Option<Error>,
 }
 
 /// Where channels are: one place for the host, and one for each user without privileges.
@@ -205,7 +216,8 @@ impl Place {
     }
 
     /// Joins channels: makes those that are not there and may be made, and records the member. `plain`:
-    /// where no tmpfs can be had, a directory does, and what was lost is given back.
+    /// where no tmpfs can be had, a directory does, and what was lost is given back. `below`: the member gets
+    /// process ids of its own in the channels with GPU memory, below this number.
     ///
     /// # Errors
     /// The first channel that cannot be joined; then none is.
@@ -214,9 +226,17 @@ impl Place {
         channels: &[Channel],
         member: &Member,
         uid: u32,
-        plain: bool,
-    ) -> Result<Vec<(Key, Error)>> {
+        (plain, below): (bool, Option<u32>),
+    ) -> Result<Joined> {
         let locked = self.lock(true)?;
+        let (pids, used_up) = match below.map(|limit| locked.pids(channels, limit)) {
+            Some(Err(error)) if error.kind() == Kind::State => (None, Some(error)),
+            other => (other.transpose()?, None),
+        };
+        let member = &Member {
+            pids,
+            ..member.clone()
+        };
         let mut lost = Vec::new();
         for (done, channel) in channels.iter().enumerate() {
             match locked.join(channel, member, uid, plain) {
@@ -233,7 +253,11 @@ impl Place {
                 }
             }
         }
-        Ok(lost)
+        Ok(Joined {
+            lost,
+            pids,
+            used_up,
+        })
     }
 
     /// Leaves channels; those that have no other member and are not pinned are removed.

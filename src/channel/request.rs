@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::{Key, Size};
+use super::cuda::CUDA;
+use super::{Cuda, Key, Size};
 use crate::error::{Error, Result};
 
 /// The channels to join: `weights:ro,kv:rw`; without a word for the access it is rw.
@@ -12,7 +13,6 @@ pub const SHM: &str = "io.isorun.shm";
 /// The size of a private /dev/shm.
 pub const SHM_SIZE: &str = "io.isorun.shm.size";
 const ONE: &str = "io.isorun.channel.";
-const CUDA: &str = "io.isorun.cuda-ipc";
 
 /// Annotations that engines of Kubernetes write themselves, with the pod's namespace: containerd's CRI,
 /// CRI-O, and kubelet's label as CRI-O and others pass it on.
@@ -66,6 +66,8 @@ pub struct Request {
     pub shm: Option<Shm>,
     /// It is in a pod of Kubernetes.
     pub kubernetes: bool,
+    /// GPU memory in channels.
+    pub cuda: Cuda,
 }
 
 impl Request {
@@ -88,7 +90,7 @@ pub fn asks<'a>(mut annotations: impl Iterator<Item = &'a String>) -> bool {
     annotations.any(|key| ours(key))
 }
 
-fn wrong(annotation: &str, why: impl Into<String>) -> Error {
+pub(super) fn wrong(annotation: &str, why: impl Into<String>) -> Error {
     Error::spec(format!("annotations[{annotation:?}]"), why)
 }
 
@@ -144,12 +146,7 @@ pub fn request<'a>(
             }
         }
     }
-    if get(CUDA).is_some_and(|value| !matches!(value.as_str(), "" | "0")) {
-        return Err(wrong(
-            CUDA,
-            "GPU memory in channels is not supported yet by this isorun",
-        ));
-    }
+    let cuda = Cuda::parse(get(CUDA), &channels)?;
     let mut variables = BTreeSet::new();
     for wanted in &channels {
         let variable = wanted.key.variable();
@@ -160,11 +157,16 @@ pub fn request<'a>(
             ));
         }
     }
-    Ok(Some(Request {
+    let mut request = Request {
         channels,
         shm,
         kubernetes,
-    }))
+        cuda,
+    };
+    if let Cuda::Annotation(names) = request.cuda.clone() {
+        request.shm_for_cuda(&names)?;
+    }
+    Ok(Some(request))
 }
 
 /// The pod's namespace.

@@ -56,7 +56,7 @@ pub struct Rule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inodes: Option<u64>,
     /// GPU memory may be shared in it.
-    #[serde(default)]
+    #[serde(default, rename = "cuda-ipc")]
     pub cuda: bool,
     /// The file that it is from, which the file itself does not say.
     #[serde(default)]

@@ -170,7 +170,7 @@ fn what_cannot_be_meant_names_the_annotation() {
             ],
             "[\"io.isorun.shm\"]: the channel \"a\" is joined read-only",
         ),
-        (&[("io.isorun.cuda-ipc", "1")], "not supported yet"),
+        (&[("io.isorun.cuda-ipc", "1")], "the container joins none"),
         (
             &[
                 ("io.isorun.channels", "a"),
@@ -238,6 +238,12 @@ channels = ["weights", "kv*"]
 access = "rw"
 size = "1g"
 gids = [0, 5]
+cuda-ipc = true
+
+[[rule]]
+name = "plain"
+channels = ["plain"]
+access = "rw"
 
 [[rule]]
 name = "fixed"
@@ -259,7 +265,10 @@ fn decide(uid: u32, pairs: &[(&str, &str)]) -> Result<Vec<Channel>, String> {
         .iter()
         .map(|(key, value)| (key.to_string(), value.to_string()))
         .collect();
-    let wanted = request(annotations.iter()).unwrap().unwrap();
+    let mut wanted = request(annotations.iter()).unwrap().unwrap();
+    if annotations.contains_key("test.env") {
+        wanted = wanted.with_environment(&[format!("{ENVIRONMENT}=1")]);
+    }
     let made = |by, size| Made { by, size };
     let facts = Facts {
         root: "/run/isorun/channels".into(),
@@ -292,6 +301,20 @@ fn who_gets_what() {
     );
     assert!(team[0].create && !team[0].readonly);
     assert_eq!(team[1].source, Path::new("/run/isorun/channels/kv-7"));
+    // GPU memory: by the rule, and to who made the channel; what only the environment asks for is left out.
+    let cuda = |name: &'static str| vec![("io.isorun.channels", name), ("io.isorun.cuda-ipc", "1")];
+    assert!(!team[0].cuda);
+    assert!(decide(0, &cuda("weights")).unwrap()[0].cuda);
+    assert!(decide(0, &cuda("mine")).unwrap()[0].cuda);
+    let refused = decide(0, &cuda("plain")).unwrap_err();
+    assert!(
+        refused.contains("annotations[\"io.isorun.cuda-ipc\"]: GPU memory in the channel \"plain\" is refused: rule \"plain\" (/etc"),
+        "{refused}"
+    );
+    let env = vec![("io.isorun.channels", "weights"), ("test.env", "1")];
+    assert!(decide(0, &env).unwrap()[0].cuda);
+    let env = vec![("io.isorun.channels", "plain"), ("test.env", "1")];
+    assert!(!decide(0, &env).unwrap()[0].cuda);
     let mine = decide(0, &list("mine")).unwrap();
     assert_eq!((mine[0].rule.as_deref(), mine[0].create), (None, false));
     // The first rule that is about it decides: uid 1000 only reads.

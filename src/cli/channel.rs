@@ -6,10 +6,14 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde::Serialize;
 
 use super::{Entry, Global, print, print_json};
-use crate::channel::{Contents, Key, MODE, Member, Metadata, New, Place, Size, Usage, contents};
+use crate::channel::{
+    Contents, Key, MODE, Member, Metadata, New, Pids, Place, Size, Usage, contents,
+};
+use crate::engine::pids;
 use crate::error::{Error, Kind, Result};
 use crate::exit::Exit;
 use crate::host::{self, IdMap};
+use crate::state::Store;
 
 pub const ENTRY: Entry = Entry {
     name: "channel",
@@ -198,11 +202,21 @@ struct Joined {
     access: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     state: Option<String>,
+    /// The process ids that it has for itself, where GPU memory is shared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pids: Option<Pids>,
+    /// Those of its processes that are none of them: it has come round.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    outside: Vec<u32>,
 }
 
 impl From<Member> for Joined {
     fn from(member: Member) -> Self {
+        let record = member.state.as_deref().filter(|_| member.pids.is_some());
+        let record = record.and_then(|state| Store::new(state.parent()?).peek(&member.id).ok());
         Self {
+            pids: member.pids,
+            outside: record.map_or_else(Vec::new, |record| pids::outside_of(&record)),
             id: member.id,
             pid: member.pid,
             access: if member.readonly { "ro" } else { "rw" },
@@ -353,10 +367,24 @@ fn text(view: &View) -> String {
         let pid = member
             .pid
             .map_or_else(|| "none yet".to_string(), |pid| pid.to_string());
+        let own = match &member.pids {
+            Some(pids) => format!(", GPU memory, its processes {pids}"),
+            None => String::new(),
+        };
         line(
             "member",
-            format!("{} {} pid {pid}", member.id, member.access),
+            format!("{} {} pid {pid}{own}", member.id, member.access),
         );
+        if !member.outside.is_empty() {
+            let numbers: Vec<String> = member.outside.iter().map(u32::to_string).collect();
+            line(
+                "",
+                format!(
+                    "has come round: its processes {} may have another member's numbers",
+                    numbers.join(", ")
+                ),
+            );
+        }
     }
     let Some(contents) = &view.contents else {
         return out;

@@ -6,9 +6,10 @@ use clap::{Arg, ArgAction, ArgMatches};
 use serde::Serialize;
 
 use super::{Entry, Global, container_id, id_of, print, print_json};
+use crate::engine::pids;
 use crate::error::{Error, Kind, Result, errno_words};
 use crate::exit::Exit;
-use crate::plan::Degradation;
+use crate::plan::{Degradation, wrapped};
 use crate::policy::Level;
 use crate::state::Record;
 
@@ -51,14 +52,17 @@ impl Report {
                 Error::new(Kind::State, sentence).remedy("another version of isorun wrote it")
             })
         };
+        // Seen now, and not when it was made.
+        let pids = record.channels.as_ref().and_then(|channels| channels.pids);
+        let outside = pids::outside_of(&record).into_iter().next();
+        let wrapped = pids.zip(outside).map(|(pids, pid)| wrapped(pid, pids));
+        let degradations = record.degraded.into_iter().map(read);
+        let mut degradations: Vec<Degradation> = degradations.collect::<Result<_>>()?;
+        degradations.extend(wrapped);
         Ok(Self {
             id: record.id,
             level: record.degrade,
-            degradations: record
-                .degraded
-                .into_iter()
-                .map(read)
-                .collect::<Result<_>>()?,
+            degradations,
         })
     }
 }

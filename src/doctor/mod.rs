@@ -7,6 +7,7 @@
 //!   calls           filters, Landlock, limits, keys, /dev/shm
 //!   cgroups         a cgroup with limits
 //! verdict         pure: mode, restrictions and what each refusal means, with its remedy
+//! gpu             what files tell of sharing GPU memory
 //! report          the table, and JSON
 //! ```
 //!
@@ -16,6 +17,7 @@ mod apparmor;
 mod calls;
 mod cgroups;
 mod chain;
+mod gpu;
 mod maps;
 mod remedy;
 mod report;

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::gpu;
 use super::table::Chain;
 use super::verdict::{Finding, Meaning, Verdict, errno_name};
 use crate::cgroup::Mode;
@@ -53,6 +54,13 @@ pub fn text(host: &Host, probed: &Probed, verdict: &Verdict<'_>, colour: Colour)
     let _ = writeln!(text, "{mode}: {meaning}. Restriction: {names}\n");
     for (key, value) in about(host, &probed.facts) {
         let _ = writeln!(text, "{key:<12} {value}");
+    }
+    let gpu = gpu::lines(probed);
+    if !gpu.is_empty() {
+        let _ = writeln!(text, "\nGPU memory in channels");
+        for line in gpu {
+            let _ = writeln!(text, "  {line}");
+        }
     }
     for (chain, title) in [
         (Chain::Root, "Containers of root"),
@@ -131,7 +139,7 @@ fn about(host: &Host, facts: &Facts) -> Vec<(&'static str, String)> {
         ("isorun runs", format!("as {caller}{inside}")),
         ("cgroups", cgroups.into()),
         ("labels", modules.join(", ")),
-        ("GPU", gpu(facts)),
+        ("GPU", of_gpu(facts)),
     ];
     if facts.seccomp != 0 {
         lines.push((
@@ -142,7 +150,7 @@ fn about(host: &Host, facts: &Facts) -> Vec<(&'static str, String)> {
     lines
 }
 
-fn gpu(facts: &Facts) -> String {
+fn of_gpu(facts: &Facts) -> String {
     let gpu = &facts.gpu;
     if gpu.is_empty() {
         return "none: no device nodes, no driver, no CDI files".into();
@@ -340,6 +348,7 @@ pub fn json(host: &Host, probed: &Probed, verdict: &Verdict<'_>) -> serde_json::
         "host": bare,
         "facts": probed.facts,
         "probes": probes,
+        "cudaIpc": gpu::transports(probed),
     }))
 }
 

@@ -2,6 +2,7 @@
 //! about each (docs/doctor.md has the sources).
 
 mod calls;
+mod gpu;
 mod user;
 
 use std::collections::BTreeMap;
@@ -41,6 +42,7 @@ impl Machine {
             lsm: crate::host::Lsm::default(),
             landlock: 0,
             channels: None,
+            gpu: None,
             probed: None,
         };
         let facts = Facts {

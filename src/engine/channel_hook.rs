@@ -131,8 +131,9 @@ fn run(state: &State) -> Result<()> {
     for channel in &channels {
         container.check(channel, &place)?;
     }
+    check_cuda(&channels, &state.id, &place)?;
     let member = Member::of_process(&state.id, &state.bundle, state.pid, container.start);
-    place.join(&channels, &member, facts.uid, false)?;
+    place.join(&channels, &member, facts.uid, (false, None))?;
     container
         .mount_all(&channels, &request, &place)
         .inspect_err(|_| {
@@ -141,6 +142,23 @@ fn run(state: &State) -> Result<()> {
                 log::warning(&format!("after a failure: {second}"));
             }
         })
+}
+
+/// Refuses GPU memory where isorun is not the runtime, which alone can give process ids: a member whose
+/// processes have another member's numbers would get errors of CUDA that nobody understands.
+fn check_cuda(channels: &[Channel], id: &str, place: &Place) -> Result<()> {
+    for channel in channels.iter().filter(|channel| channel.cuda) {
+        let members = place.members(&channel.key)?;
+        let of_isorun = |member: &Member| member.id == id && member.state.is_some();
+        if !members.iter().any(of_isorun) {
+            let field = format!("annotations[{:?}]", channel::CUDA);
+            let sentence =
+                "a hook cannot give the container process ids of its own, which CUDA needs";
+            return Err(Error::spec(field, sentence)
+                .remedy("let isorun be the runtime (docs/cuda.md), or leave the annotation out"));
+        }
+    }
+    Ok(())
 }
 
 /// The container that the hook works on.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::channel::{Key, Member, Place};
+use crate::channel::{Key, Member, Pids, Place};
 use crate::error::{Error, Result};
 use crate::plan::{Degradation, Plan, without_tmpfs};
 use crate::state::{Channels, Dir, Record};
@@ -17,24 +17,34 @@ pub fn recorded(plan: &Plan) -> Option<Channels> {
             .iter()
             .map(|one| one.key.to_string())
             .collect(),
+        pids: None,
     })
 }
 
-/// Joins the plan's channels, which the container's record has to name already. Gives what was lost.
+/// Joins the plan's channels, which the container's record has to name already. Gives what was lost, and
+/// the process ids that the container has for itself.
 ///
 /// # Errors
-/// The first that cannot be joined; then none is.
-pub fn join(plan: &Plan, dir: &Dir) -> Result<Vec<Degradation>> {
+/// The first that cannot be joined; then none is. No process ids are left, where the level does not allow
+/// to do without; then it has joined, and is to leave.
+pub fn join(plan: &Plan, dir: &Dir) -> Result<(Vec<Degradation>, Option<Pids>)> {
     let Some(channels) = &plan.channels else {
-        return Ok(Vec::new());
+        return Ok(Default::default());
     };
     let place = Place::at(&channels.root, channels.rootless);
     let member = member(dir.id(), dir.path())?;
-    let lost = place.join(&channels.join, &member, channels.uid, channels.or_directory)?;
-    Ok(lost
+    let below = channels.init.then(super::pids::limit);
+    let how = (channels.or_directory, below);
+    let joined = place.join(&channels.join, &member, channels.uid, how)?;
+    let mut lost: Vec<Degradation> = joined
+        .lost
         .iter()
         .map(|(key, error)| without_tmpfs(key, error))
-        .collect())
+        .collect();
+    if let Some(error) = joined.used_up {
+        lost.push(crate::plan::used_up(error, plan.level)?);
+    }
+    Ok((lost, joined.pids))
 }
 
 /// Leaves the channels that the record of the container in the state directory `dir` names.

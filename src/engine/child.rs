@@ -17,6 +17,7 @@ use super::root::{Make, Root};
 use super::sync::{End, FromChild};
 use super::{devices, identity, instead, labels, mounts, pivot, proc, surroundings, terminal};
 use crate::cgroup;
+use crate::channel::Pids;
 use crate::error::{Error, Kind, Result};
 use crate::plan::{Action, Degradation, Feature, Identity, Plan};
 use crate::sys::process;
@@ -48,6 +49,10 @@ pub struct Inherited {
     pub time: bool,
     /// The container's root, where its mounts are its caller's: then the parent has made it.
     pub root: Option<OwnedFd>,
+    /// The process ids of the container, and the runtime's own pid_max.
+    pub pids: Option<(Pids, Option<(u64, u64)>)>,
+    /// Where this process's arguments are in its memory, for what stays as init.
+    pub arguments: Option<(usize, usize)>,
 }
 
 struct Child<'a> {
@@ -250,6 +255,11 @@ impl Child<'_> {
 
     fn act(&mut self, number: usize, action: &Action) -> Result<()> {
         match action {
+            Action::PidRange => match self.inherited.pids {
+                Some((range, outside)) => super::pids::begin(range, outside),
+                // All were used, and that was told.
+                None => Ok(()),
+            },
             Action::NewSession
             | Action::SessionKeyring { .. }
             | Action::CgroupNamespace
@@ -581,6 +591,10 @@ impl Child<'_> {
     }
 
     fn exec(&mut self) -> Result<()> {
-        super::execute::program(self.plan, &self.env, &self.program, &self.inherited.signals)
+        let (env, own) = (&self.env, &self.inherited);
+        match self.plan.has_init() {
+            true => super::init::run(self.plan, env, &self.program, own),
+            false => super::execute::program(self.plan, env, &self.program, &own.signals),
+        }
     }
 }

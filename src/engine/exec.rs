@@ -300,6 +300,7 @@ impl Execing<'_> {
             // runc's word for a process that is not the container's first.
             receiver.send("setns", pidfd.as_fd())?;
         }
+        self.check_number(pid);
         if let Some(groups) = &self.record.resctrl {
             super::rdt::enter(groups, pid.as_raw())?;
         }
@@ -375,6 +376,8 @@ impl Execing<'_> {
             unprivileged: !nix::unistd::geteuid().is_root(),
             time: false,
             root: None,
+            pids: None,
+            arguments: None,
         };
         match born {
             Ok(Born::Child) => {
@@ -413,6 +416,17 @@ impl Execing<'_> {
             let _ = nix::sys::wait::waitpid(joiner, None);
         }
         Ok(Some(pid))
+    }
+
+    /// Tells a number that another member of the container's channels may have, too.
+    fn check_number(&self, pid: Pid) {
+        let channels = self.record.channels.as_ref();
+        if let Some(pids) = channels.and_then(|channels| channels.pids)
+            && let Some(inner) = super::pids::inner(pid.as_raw())
+            && !pids.holds(inner)
+        {
+            self.degraded(&crate::plan::wrapped(inner, pids));
+        }
     }
 
     /// Listens to the process until it has executed the program; false when a signal came first.

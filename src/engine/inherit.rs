@@ -49,6 +49,11 @@ pub fn inherit(plan: &Plan, dir: &Dir, mode: &Mode, cgroup: &Cgroup) -> Result<(
             unprivileged: !nix::unistd::geteuid().is_root(),
             time: false,
             root: None,
+            pids: None,
+            arguments: match plan.has_init() {
+                true => crate::sys::process::arguments(),
+                false => None,
+            },
         },
     ))
 }

@@ -15,7 +15,7 @@ use super::net_devices::Moving;
 use super::relay::Relay;
 use super::sync::{End, FromChild};
 use super::terminal::{Destination, Receiver};
-use super::{Request, channels, lifecycle, pid_file, rdt, shared_mounts};
+use super::{Request, channels, lifecycle, pid_file, pids, rdt, shared_mounts};
 use crate::cgroup::{Cgroup, Placed};
 use crate::error::{Error, Kind, Result};
 use crate::log;
@@ -283,7 +283,10 @@ impl Making<'_> {
         dir.keep_origin()?;
         // Before the clone, whose copy of the mounts has them then.
         self.joined.clone_from(&record.channels);
-        let lost = channels::join(plan, dir)?;
+        let (lost, pids) = channels::join(plan, dir)?;
+        if let Some(channels) = &mut record.channels {
+            channels.pids = pids;
+        }
         // Opened before anything is made: most wrong paths end here.
         let joins = namespaces::open(plan)?;
         let rdt = plan.rdt.as_ref().map(rdt::prepare).transpose()?;
@@ -297,6 +300,9 @@ impl Making<'_> {
 
         let (parent, mut inherited) = inherit(plan, dir, mode, &cgroup)?;
         self.mounted = record.mounted.clone();
+        // Until the child is ready.
+        let outside = pids.and_then(|_| pids::Outside::hold());
+        inherited.pids = pids.map(|range| (range, outside.as_ref().and_then(|it| it.identity())));
         inherited.root = detached.map(shared_mounts::Detached::attach).transpose()?;
         if plan.sandbox {
             inherited.root = Some(super::root::open_dir(Path::new("/"))?);

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use gpu::{CdiFile, Gpu};
+pub(super) use gpu::driver_version;
+pub use gpu::{Card, CdiFile, Gpu};
 pub use surroundings::{Distro, SandboxKind, Surroundings};
 
 use super::Caps;

@@ -4,6 +4,7 @@
 //! beyond that is in [`Probed`]: a plain `run` never asks for it, a captured host has it.
 
 pub mod facts;
+pub mod gpu;
 mod ids;
 mod lsm;
 mod probed;
@@ -71,6 +72,9 @@ pub struct Host {
     /// Rules and channels, where config.json asks for some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channels: Option<Box<channel::Facts>>,
+    /// The GPU, where GPU memory in channels is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<Box<gpu::Nodes>>,
     /// What `isorun doctor` found out by trying; nothing else does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probed: Option<Box<Probed>>,
@@ -105,6 +109,7 @@ impl Host {
             lsm: Lsm::default(),
             landlock: 0,
             channels: None,
+            gpu: None,
             probed: None,
         })
     }
@@ -154,6 +159,12 @@ impl Host {
         if let Some(request) = channel::request(annotations.iter())?
             && !request.channels.is_empty()
         {
+            let process = spec.process().as_ref();
+            let env = process.and_then(|process| process.env().as_deref());
+            let request = request.with_environment(env.unwrap_or_default());
+            if !request.cuda.channels().is_empty() {
+                self.gpu = Some(Box::new(gpu::Nodes::read()));
+            }
             let place = Place::of_user(|| self.user_namespace);
             let outside = |map: &[IdMap], id| IdMap::outside(map, id);
             let caller = (

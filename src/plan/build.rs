@@ -456,7 +456,12 @@ fn offsets(linux: &Linux) -> Option<Vec<String>> {
 
 /// Steps that come before the file system.
 fn begin(context: &Context<'_>, process: &SpecProcess) -> Result<Vec<Step>> {
-    let mut steps: Vec<Step> = vec![Action::NewSession.into(), schedule::all_cpus()];
+    let mut steps: Vec<Step> = vec![Action::NewSession.into()];
+    let channels = context.channels.channels.as_ref();
+    if channels.is_some_and(|channels| channels.init) {
+        steps.push(Action::PidRange.into());
+    }
+    steps.push(schedule::all_cpus());
     if !context.asked.no_new_keyring {
         steps.push(keyring(
             &context.asked.id,

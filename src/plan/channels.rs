@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 use super::build::Context;
+use super::cuda;
 use super::degrade::{self, Feature};
 use super::labels;
 use super::step::{Action, Degradation, IdMapping, Mount, MountKind, Step};
@@ -33,6 +34,10 @@ pub struct Channels {
     /// A directory does where no tmpfs can be had: the level allows it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub or_directory: bool,
+    /// GPU memory is shared: the container's first process is isorun's init, and its processes have numbers
+    /// that no other member has.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub init: bool,
     /// The channels.
     pub join: Vec<Channel>,
 }
@@ -57,11 +62,17 @@ pub(super) fn plan(spec: &Spec, linux: &Linux, host: &Host, level: Level) -> Res
     let Some(request) = channel::request(annotations.iter())? else {
         return Ok(Planned::default());
     };
+    let process = spec.process().as_ref();
+    let env = process.and_then(|process| process.env().as_deref());
+    let mut request = request.with_environment(env.unwrap_or_default());
     let mut planned = Planned::default();
     if !request.channels.is_empty() {
         let nothing = channel::Facts::default();
         let facts = host.channels.as_deref().unwrap_or(&nothing);
-        let join = channel::grant(&request, facts, has_admin(spec), |key| annotations.get(key))?;
+        let mut join =
+            channel::grant(&request, facts, has_admin(spec), |key| annotations.get(key))?;
+        let cuda = cuda::plan((spec, linux), host, level, &mut request, &mut join)?;
+        planned.degradations.extend(cuda.degradations);
         // The pages of a channel count for the cgroup of who writes them.
         let bounded = memory_limit(linux);
         let level = match level {
@@ -77,6 +88,7 @@ pub(super) fn plan(spec: &Spec, linux: &Linux, host: &Host, level: Level) -> Res
             rootless: facts.rootless,
             uid: facts.uid,
             or_directory: Feature::ChannelQuota.row().refusal(level).is_none(),
+            init: cuda.init,
             join,
         });
     }
@@ -131,6 +143,29 @@ pub fn without_tmpfs(key: &channel::Key, error: &Error) -> Degradation {
         format!("a tmpfs of its own for the channel {key}"),
         0,
     )
+}
+
+/// What is told of a member that got no process ids of its own.
+///
+/// # Errors
+/// `error` with the row and the repair, where the level does not allow it.
+pub fn used_up(error: Error, level: Level) -> Result<Degradation> {
+    let what = "process ids of its own for GPU memory in channels".to_string();
+    degrade::planned(Feature::CudaIpc, level, what, error, 0)
+}
+
+/// What is told of a process whose number is not among those of its container.
+pub fn wrapped(pid: u32, pids: channel::Pids) -> Degradation {
+    let lost = degrade::Lost {
+        feature: Feature::CudaIpc,
+        reason: format!(
+            "the process has the number {pid}, and not one of {pids}: the container has started so many \
+             processes that it has come round"
+        ),
+        errno: 0,
+    };
+    let what = "process ids of its own for GPU memory in channels".to_string();
+    degrade::lost(&lost, what, 0)
 }
 
 /// Adds what tells the program of its channels to an environment.

@@ -7,6 +7,7 @@
 mod build;
 mod channels;
 pub mod confine;
+mod cuda;
 pub mod degrade;
 mod exec;
 pub mod labels;
@@ -29,7 +30,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use build::build;
-pub use channels::{Channels, without_tmpfs};
+pub use channels::{Channels, used_up, without_tmpfs, wrapped};
 pub use degrade::{Feature, Lost};
 pub use exec::{Join, Joined, exec};
 pub use labels::LabelKind;
@@ -137,6 +138,11 @@ impl Plan {
             _ => None,
         });
         found.unwrap_or(0)
+    }
+
+    /// Whether the first process is isorun's init.
+    pub fn has_init(&self) -> bool {
+        self.channels.as_ref().is_some_and(|channels| channels.init)
     }
 
     /// Whether the program gets a terminal.

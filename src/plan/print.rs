@@ -83,8 +83,9 @@ fn write_plan(out: &mut String, plan: &Plan) -> std::fmt::Result {
         };
         writeln!(
             out,
-            "  channel    join {} {access}{size}, by {by}",
-            channel.key
+            "  channel    join {} {access}{size}{}, by {by}",
+            channel.key,
+            if channel.cuda { ", GPU memory" } else { "" }
         )?;
     }
     for join in &plan.birth.joins {
@@ -150,6 +151,7 @@ fn list(names: &[String]) -> String {
 fn describe(step: &Step, plan: &Plan) -> String {
     match &step.action {
         Action::NewSession => "new session".into(),
+        Action::PidRange => "process ids that no other member of the channels has".into(),
         Action::AllCpus
         | Action::Scheduler(_)
         | Action::IoPriority { .. }
@@ -257,6 +259,9 @@ fn describe(step: &Step, plan: &Plan) -> String {
         Action::Chdir { path } => format!("working directory {path}"),
         Action::CloseFrom { first } => format!("close descriptors from {first} on, at exec"),
         Action::AwaitStart => "tell the parent, wait for start".into(),
+        Action::Exec if plan.has_init() => {
+            format!("stay as init, exec {}", plan.process.args.join(" "))
+        }
         Action::Exec => format!("exec {}", plan.process.args.join(" ")),
     }
 }

@@ -115,6 +115,9 @@ impl std::fmt::Display for Degradation {
 pub enum Action {
     /// A session and process group of its own: setsid(2).
     NewSession,
+    /// The numbers of the processes to come are those of the member's own range: ns_last_pid, and pid_max
+    /// where each pid namespace has one.
+    PidRange,
     /// All CPUs that the cgroup allows: sched_setaffinity(2).
     AllCpus,
     /// The scheduler's policy and parameters: sched_setattr(2).

@@ -31,11 +31,22 @@ pub fn is_alive(pid: i32, start: u64) -> bool {
     matches!(stat(pid), Some((state, began)) if began == start && state != b'Z' && state != b'X')
 }
 
+/// The name of isorun's own init, which executes nothing: at most 15 bytes.
+pub const INIT: &str = "isorun-init";
+
 /// Whether process `pid`, alive or not reaped yet, has not executed a program since it was forked
-/// (PF_FORKNOEXEC, 0x40, in field 9 of its stat file). False where it does not exist.
+/// (PF_FORKNOEXEC, 0x40, in field 9 of its stat file), nor become isorun's own init. False where it does
+/// not exist.
 pub fn never_executed(pid: i32) -> bool {
     let line = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
-    flags(&line).is_some_and(|flags| flags & 0x40 != 0)
+    flags(&line).is_some_and(|flags| flags & 0x40 != 0) && !is_init(&line)
+}
+
+/// Whether field 2 of a stat file is the name of isorun's init.
+fn is_init(line: &[u8]) -> bool {
+    let begin = line.iter().position(|&byte| byte == b'(');
+    let end = line.iter().rposition(|&byte| byte == b')');
+    matches!((begin, end), (Some(begin), Some(end)) if line.get(begin + 1..end) == Some(INIT.as_bytes()))
 }
 
 /// Whether process `pid` is the parent of this process, or that one's, and so on. By the numbers of the
@@ -100,6 +111,7 @@ mod tests {
         let line = b"42 (a) S 1 (b)) R 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 777 9 9\n";
         assert_eq!(parse(line), Some((b'R', 777)));
         assert_eq!(flags(line), Some(4194560));
+        assert!(!is_init(line) && is_init(b"42 (isorun-init) S 1 42 42 0"));
         assert_eq!(parse(b"42 (x) R 1"), None);
         assert_eq!(parse(b""), None);
     }

@@ -97,6 +97,9 @@ pub struct Channels {
     pub rootless: bool,
     /// Their keys.
     pub keys: Vec<String>,
+    /// The process ids that it has for itself, where GPU memory is shared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pids: Option<crate::channel::Pids>,
 }
 
 /// Everything that later commands need to know about a container; the contents of state.json.

@@ -229,6 +229,62 @@ pub fn wait_signal() -> nix::Result<i32> {
         .map(|signal| signal as i32)
 }
 
+/// Takes one of these signals, which are blocked, without waiting: its number; none where none is pending
+/// (sigtimedwait(2)).
+pub fn take_signal(set: &nix::sys::signal::SigSet) -> nix::Result<Option<i32>> {
+    let now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    let null = std::ptr::null_mut();
+    // SAFETY: reads a set and a time that live here; no siginfo is asked for.
+    let taken = unsafe { libc::sigtimedwait(set.as_ref(), null, &raw const now) };
+    match super::checked(taken.into()) {
+        Ok(signal) => Ok(Some(signal as i32)),
+        Err(nix::errno::Errno::EAGAIN) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The name of this process, of at most 15 bytes (PR_SET_NAME). What fails changes nothing.
+pub fn set_name(name: &str) {
+    let mut bytes = [0u8; 16];
+    let length = name.len().min(15);
+    bytes[..length].copy_from_slice(&name.as_bytes()[..length]);
+    // SAFETY: the kernel reads at most 16 bytes up to a zero, and the array has both.
+    let _ = unsafe { libc::prctl(libc::PR_SET_NAME, bytes.as_ptr(), 0, 0, 0) };
+}
+
+/// Where this process's arguments are in its memory: fields 48 and 49 of /proc/self/stat; none where
+/// that does not tell.
+pub fn arguments() -> Option<(usize, usize)> {
+    let line = std::fs::read("/proc/self/stat").ok()?;
+    let end = line.iter().rposition(|&byte| byte == b')')?;
+    let rest = std::str::from_utf8(&line[end + 1..]).ok()?;
+    // Field 3 is the first one after the name.
+    let mut fields = rest.split_ascii_whitespace().skip(45);
+    let mut next = || fields.next()?.parse::<usize>().ok();
+    let (begin, end) = (next()?, next()?);
+    (begin != 0 && begin < end).then_some((begin, end))
+}
+
+/// Puts `text` in the place of this process's arguments, as others see them in /proc/PID/cmdline. The bounds
+/// are those that [`arguments`] gave, to this process or to the one that it was forked from.
+pub fn set_arguments(bounds: Option<(usize, usize)>, text: &str) {
+    let Some((begin, end)) = bounds else {
+        return;
+    };
+    let place = std::ptr::with_exposed_provenance_mut::<u8>(begin);
+    let length = text.len().min(end - begin - 1);
+    // SAFETY: the kernel put the arguments' bytes there, on the stack, from `begin` on and up to `end`. They
+    // are writable, stay as long as the process, and nothing in this process reads them afterwards: they
+    // are overwritten by zeroes, so that each is still a string, and `text` is shorter than all of them.
+    unsafe {
+        std::ptr::write_bytes(place, 0, end - begin);
+        std::ptr::copy_nonoverlapping(text.as_ptr(), place, length);
+    }
+}
+
 /// Lets the program of `command` start with no signal blocked, whatever this process blocks.
 pub fn unblock_signals_in(command: &mut std::process::Command) {
     use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};

@@ -48,6 +48,12 @@ pub fn control(slave: BorrowedFd<'_>) -> nix::Result<()> {
     super::checked(unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCSCTTY, 0) }.into()).map(drop)
 }
 
+/// Gives the controlling terminal `slave` up, for the whole session where this process leads it (TIOCNOTTY).
+pub fn disown(slave: BorrowedFd<'_>) -> nix::Result<()> {
+    // SAFETY: plain numbers.
+    super::checked(unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCNOTTY) }.into()).map(drop)
+}
+
 /// The size of a terminal (TIOCGWINSZ).
 pub fn size(fd: BorrowedFd<'_>) -> nix::Result<Size> {
     // SAFETY: all zeroes is a valid winsize.

@@ -180,3 +180,18 @@ fn under_isorun_it_has_nothing_to_do() {
     let out = apart(&bundle, OPEN, "runtime run --bundle $B $ID; ls -A $C").ok();
     assert_eq!(out.text(), "1\n.lock");
 }
+
+/// A hook cannot give process ids: it says so, and the container is not made. Under isorun it finds them given.
+#[test]
+fn gpu_memory_is_isoruns_alone() {
+    needs_runc!();
+    let rules = OPEN.replace("access", "cuda-ipc = true\naccess");
+    let asks = json!({"io.isorun.channels": "t-h", "io.isorun.cuda-ipc": "1"});
+    let bundle = hooked(Bundle::sh("echo ran $PPID"), asks);
+    let out = under_runc(&bundle, &rules, "runtime run --bundle $B $ID; ls -A $C");
+    assert!(!out.stdout.contains("ran"), "{out:#?}");
+    let says = "a hook cannot give the container process ids of its own";
+    assert!(out.stderr.contains(says), "{out:#?}");
+    let out = apart(&bundle, &rules, "runtime run --bundle $B $ID").ok();
+    assert_eq!(out.text(), "ran 1");
+}

@@ -20,6 +20,7 @@ mod channels;
 mod channels_hook;
 mod channels_refused;
 mod channels_rootless;
+mod cuda;
 #[macro_use]
 mod compensation;
 mod compensation_devices;

@@ -27,9 +27,56 @@ pub struct Gpu {
     /// CDI files with the names of their devices.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub cdi: Vec<CdiFile>,
+    /// NVIDIA's GPUs, as /proc/driver/nvidia/gpus tells them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cards: Vec<Card>,
+    /// Parts of GPUs that MIG has made, as /proc/driver/nvidia/capabilities names them: `gpu0/mig/gi1/ci0`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mig: Vec<String>,
+    /// Nodes in /dev/nvidia-caps, by which parts of GPUs are used.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mig_nodes: Vec<String>,
     /// IMEX channels, for memory that is shared over an NVLink fabric.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub imex_channels: Vec<String>,
+}
+
+/// One GPU of NVIDIA.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Card {
+    /// Where it is on the bus.
+    pub bus: String,
+    /// Its name.
+    pub model: String,
+    /// Its UUID, by which CUDA knows it; empty where the driver does not tell.
+    pub uuid: String,
+    /// The number of its node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub minor: Option<u32>,
+}
+
+impl Card {
+    /// Of a file `information`: lines of a name, a colon and a value.
+    fn parse(bus: String, text: &str) -> Self {
+        let value = |name: &str| {
+            let mut pairs = text.lines().filter_map(|line| line.split_once(':'));
+            let found = pairs.find(|(key, _)| key.trim() == name);
+            found.map_or(String::new(), |(_, value)| value.trim().to_string())
+        };
+        // Before the card was used for the first time it has question marks.
+        let uuid = value("GPU UUID");
+        Self {
+            bus,
+            model: value("Model"),
+            uuid: if uuid.contains('?') {
+                String::new()
+            } else {
+                uuid
+            },
+            minor: value("Device Minor").parse().ok(),
+        }
+    }
 }
 
 /// One CDI file.
@@ -71,6 +118,19 @@ impl Gpu {
             .map(|name| format!("{channels}/{name}"))
             .collect();
         let file = |path: &str| text(&dir(path).to_string_lossy());
+        let gpus = "/proc/driver/nvidia/gpus";
+        let cards = names(&dir(gpus))
+            .into_iter()
+            .map(|bus| {
+                let text = file(&format!("{gpus}/{bus}/information"));
+                Card::parse(bus, &text)
+            })
+            .collect();
+        let caps = "/dev/nvidia-caps";
+        let mig_nodes = names(&dir(caps))
+            .into_iter()
+            .map(|name| format!("{caps}/{name}"))
+            .collect();
         let version = driver_version(&file("/proc/driver/nvidia/version"))
             .or_else(|| Some(file("/sys/module/nvidia/version").trim().to_string()))
             .filter(|version| !version.is_empty());
@@ -90,6 +150,9 @@ impl Gpu {
             nodes,
             nvidia_driver: version,
             cdi,
+            cards,
+            mig: parts(&dir("/proc/driver/nvidia/capabilities")),
+            mig_nodes,
             imex_channels,
         }
     }
@@ -171,11 +234,38 @@ fn yaml(text: &str) -> (String, Vec<String>) {
 }
 
 /// `NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu …`: the first word that is a version.
-fn driver_version(text: &str) -> Option<String> {
+pub(in crate::host) fn driver_version(text: &str) -> Option<String> {
     let line = text.lines().find(|line| line.starts_with("NVRM version"))?;
     let version =
         |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
     line.split_whitespace().find(version).map(str::to_string)
+}
+
+/// What MIG has made, below NVIDIA's directory of capabilities: compute instances, and GPU instances that
+/// have none.
+fn parts(capabilities: &Path) -> Vec<String> {
+    let numbered = |name: &str, start: &str| {
+        let number = name.strip_prefix(start).unwrap_or_default();
+        !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    let below = |dir: &Path, start: &str| {
+        let mut found = names(dir);
+        found.retain(|name| numbered(name, start));
+        found
+    };
+    let mut parts = Vec::new();
+    for gpu in below(capabilities, "gpu") {
+        let mig = capabilities.join(&gpu).join("mig");
+        for instance in below(&mig, "gi") {
+            let one = format!("{gpu}/mig/{instance}");
+            let computes = below(&mig.join(&instance), "ci");
+            match computes.is_empty() {
+                true => parts.push(one),
+                false => parts.extend(computes.iter().map(|compute| format!("{one}/{compute}"))),
+            }
+        }
+    }
+    parts
 }
 
 /// The names in a directory, sorted; none where it is not there.
@@ -257,6 +347,31 @@ mod tests {
                 ("/var/run/cdi/nvidia.yaml", "nvidia.com/gpu", "0 all".into()),
             ]
         );
+    }
+
+    /// tests/fixtures/gpu: files of machines, written by hand after what drivers and documents have.
+    #[test]
+    fn fixtures_of_machines() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gpu");
+        let gpu = Gpu::below(&fixtures.join("h200"));
+        assert_eq!(gpu.nvidia_driver.as_deref(), Some("575.57.08"));
+        let cards: Vec<String> = gpu
+            .cards
+            .iter()
+            .map(|card| format!("{} {} {} {:?}", card.bus, card.model, card.uuid, card.minor))
+            .collect();
+        assert_eq!(
+            cards,
+            [
+                "0000:18:00.0 NVIDIA H200 GPU-11111111-2222-3333-4444-555555555555 Some(0)",
+                "0000:2a:00.0 NVIDIA H200  Some(1)"
+            ]
+        );
+        assert_eq!(gpu.mig, [""; 0]);
+        assert_eq!(gpu.cdi[0].devices, ["0", "1", "all"]);
+        let mig = Gpu::below(&fixtures.join("h200-mig"));
+        assert_eq!(mig.mig, ["gpu0/mig/gi1/ci0", "gpu0/mig/gi2"]);
+        assert_eq!(mig.mig_nodes, ["/dev/nvidia-caps/nvidia-cap30"]);
     }
 
     #[test]

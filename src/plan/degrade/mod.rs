@@ -54,6 +54,7 @@ pub enum Feature {
     ChannelQuota,
     /// A channel's mount that shows owners as the container's.
     ChannelIdmap,
+    CudaIpc,
     Sysfs,
     Procfs,
     Limits,

@@ -206,6 +206,27 @@ pub const TABLE: &[Row] = &[
         ..ROW
     },
     Row {
+        feature: Feature::CudaIpc,
+        what: "GPU memory in channels: no GPU or driver, device nodes or rules for them that are missing, no \
+               process ids of the member's own, or a rule that does not allow what only \
+               PYISOLATE_ENABLE_CUDA_IPC=1 asks for",
+        on: &[
+            libc::EPERM,
+            libc::EACCES,
+            libc::EROFS,
+            libc::ENOENT,
+            libc::EINVAL,
+        ],
+        fallback: "tensors of the GPU go through host memory: they are copied",
+        level: Some(Level::Safe),
+        compensation: NotNeeded(
+            "the program gets the same tensors, later; nobody gets more than asked",
+        ),
+        remedy: "give the container the GPU by CDI (docs/cuda.md), or leave io.isorun.cuda-ipc out",
+        instead: ways::pid_range,
+        ..ROW
+    },
+    Row {
         feature: Feature::Sysfs,
         what: "sysfs, anywhere else",
         on: &[libc::EPERM],

@@ -56,6 +56,16 @@ pub(super) fn mknod(_: &Facts, action: &Action) -> Option<Way> {
     })
 }
 
+pub(super) fn pid_range(_: &Facts, action: &Action) -> Option<Way> {
+    matches!(action, Action::PidRange).then(|| Way {
+        feature: "process ids of its own for GPU memory in channels".into(),
+        remedy: Some(
+            "let isorun write /proc/sys/kernel/ns_last_pid: /proc/sys must not be read-only".into(),
+        ),
+        ..Way::default()
+    })
+}
+
 /// A sysfs shows a network namespace, and only who has rights over that may mount one.
 fn bound_sys(mount: &Mount) -> Way {
     let hidden = HIDDEN_IN_SYS.map(|tree| format!("{}/{tree}", mount.target));
