@@ -68,7 +68,7 @@ def take(kind: str) -> None:
         return
     pointer = c_uint64()
     driver("cuIpcOpenMemHandle_v2", byref(pointer), cuda._handle(raw), c_uint(1))
-    data = bytes(cuda.copied(pointer.value, SIZE).buffer(0, SIZE))
+    data = bytes(cuda.copied(gpu, pointer.value, SIZE).buffer(0, SIZE))
     driver("cuIpcCloseMemHandle", pointer)
     print("passed" if data == b"\7" * SIZE else "wrong data")
 

@@ -260,6 +260,43 @@ for _ in range(3):
         self.assertEqual(self.said(consumer), ["|u1 (3000000,) True (3000000,) (2, 0)", "0"] * 3)
         self.assertEqual(self.said(producer), ["listening", "done"])
 
+    def test_answers(self) -> None:
+        serve = PREAMBLE + """
+endpoint = channel.server("e", cuda=True)
+print("listening")
+request = endpoint.next_request(20)
+request.reply(Array(42), name="answer")
+while endpoint._peers:
+    time.sleep(0.01)
+"""
+        ask = PREAMBLE + """
+deadline = time.monotonic() + 20
+while True:
+    try:
+        requester = channel.requester("e", cuda="--no-gpu" not in sys.argv)
+        break
+    except ic.NotFound:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+message = requester.request(name="x", timeout=20)
+data = message.tensor.tobytes()
+print(message.name, getattr(message.tensor, "came_by", "host"), data == bytes([42]) * len(data))
+"""
+        program = rust_program()
+        for arguments, way in ((["--no-gpu"], "host"), ([], "legacy")):
+            server = self.python(serve)
+            self.assertEqual(self.said(self.python(ask, *arguments)), [f"answer {way} True"])
+            self.said(server)
+            if program:
+                server = self.python(serve)
+                lines = self.said(self.run_one([program, "consume", self.directory, "e", "--ask", *arguments], {}))
+                self.assertEqual(lines, [f"answer tag=0 way={way} copied=false bytes=3000000 value=42 same=true"])
+                self.said(server)
+                server = self.run_one([program, "produce", self.directory, "e", "--serve"], {})
+                rust = "vmm-fd" if way == "legacy" else way
+                self.assertEqual(self.said(self.python(ask, *arguments)), [f"answer {rust} True"])
+                self.said(server)
+
     def test_with_the_rust_client(self) -> None:
         program = rust_program()
         if not program:

@@ -442,7 +442,7 @@ class Lent:
                 self._event.wait("the kernel that writes the tensor")
                 layout = self.foreign.layout
                 low, high = layout.extent()
-                memory = copied(self._low, high - low)
+                memory = copied(self.gpu, self._low, high - low)
             self._copy = memory, layout._replace(offset=-low)
         return self._copy
 
@@ -454,7 +454,7 @@ def host_copy(thing: Any) -> Optional[Tuple[Memory, Layout]]:
         layout = thing.layout._replace(offset=0)
         low, high = layout.extent()
         with thing.gpu:
-            memory = copied(thing.pointer + low, high - low)
+            memory = copied(thing.gpu, thing.pointer + low, high - low)
         thing.check()
         made = memory, layout._replace(offset=-low)
     else:
@@ -467,8 +467,8 @@ def host_copy(thing: Any) -> Optional[Tuple[Memory, Layout]]:
     return made
 
 
-def copied(pointer: int, size: int) -> Memory:
-    """Memory of the host with a copy of memory of a GPU, through pinned memory."""
+def copied(gpu: Gpu, pointer: int, size: int) -> Memory:
+    """Memory of the host with a copy of memory of a GPU, whose context is current, through pinned memory."""
     memory = Memory(allocate(max(size, 1)), max(size, 1), Memory.OPEN)
     pinned, stream = c_void_p(), c_void_p()
     driver()("cuMemAllocHost_v2", byref(pinned), c_size_t(max(min(size, _PINNED), 1)))
@@ -477,7 +477,7 @@ def copied(pointer: int, size: int) -> Memory:
         for at in range(0, size, _PINNED):
             part = min(size - at, _PINNED)
             driver()("cuMemcpyDtoHAsync_v2", pinned, c_uint64(pointer + at), c_size_t(part), stream)
-            event = _Event(Gpu.all()[0], stream.value or 0, False)
+            event = _Event(gpu, stream.value or 0, False)
             event.wait("a copy from the GPU", 60)
             ctypes.memmove(memory.address() + at, pinned, part)
     finally:
@@ -678,7 +678,7 @@ class GpuTensor:
             raise UnsupportedTensor("the tensor has gaps between its elements; use torch()")
         self.check()
         with self.gpu:
-            memory = copied(self.pointer, self._layout.nbytes)
+            memory = copied(self.gpu, self.pointer, self._layout.nbytes)
         self.check()
         return bytes(memory.buffer(0, self._layout.nbytes))
 
