@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 enum what { SET, COPY, RECORD, WAIT };
@@ -182,8 +183,11 @@ CALL cuEventCreate(struct event **out, unsigned flags)
 		if (!(flags & 2))
 			return free(event), INVALID_VALUE;
 		event->shared = 1;
-		snprintf(event->name, sizeof event->name, "isorun-standin-event-%d-%d", getpid(),
-			 __atomic_add_fetch(&serial, 1, __ATOMIC_RELAXED));
+		/* Others may have the same pid, in another namespace. */
+		struct timespec now;
+		clock_gettime(CLOCK_MONOTONIC, &now);
+		snprintf(event->name, sizeof event->name, "isorun-standin-event-%d-%d-%lx%lx", getpid(),
+			 __atomic_add_fetch(&serial, 1, __ATOMIC_RELAXED), (long)now.tv_sec, now.tv_nsec);
 		event->state = map_event(event->name, O_CREAT | O_EXCL);
 	} else {
 		event->state = calloc(1, sizeof *event->state);
