@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::channel::Channel;
-use crate::connection::{Connection, Event, RETRY, connect, remote};
+use crate::connection::{Connection, Event, RETRY, connect, is_too_late, remote};
 use crate::error::{Error, Result};
 use crate::message::{Outgoing, Received};
 use crate::socket::{deadline, is_full};
@@ -76,13 +76,19 @@ impl Subscriber {
     /// The next tensor, or [`Error::TimedOut`].
     pub fn recv(&self, timeout: Duration) -> Result<Received> {
         let deadline = deadline(timeout);
+        let mut late = 0;
         loop {
             match self.connection.next(deadline, self.spin)? {
                 Some(Event::Content(taken)) if taken.refers == 0 => {
                     return self.connection.received(*taken);
                 }
-                Some(_) => {}
-                None => {
+                Some(event) if !is_too_late(deadline, &mut late) => {
+                    self.connection.unwanted(event);
+                }
+                other => {
+                    if let Some(event) = other {
+                        self.connection.unwanted(event);
+                    }
                     return Err(Error::TimedOut {
                         waiting_for: format!("a tensor from endpoint {}", self.connection.endpoint),
                         after: timeout,
@@ -122,22 +128,23 @@ impl Requester {
             .unwrap_or_else(PoisonError::into_inner);
         let connection = &self.connection;
         // What has come since the last call: releases, and answers that are too late.
-        while connection.take()?.is_some() {}
+        connection.drain(deadline)?;
         let asked = self.ask(&question.into(), deadline, timeout)?;
+        let mut late = 0;
         loop {
             match connection.next(deadline, Duration::ZERO)? {
-                Some(Event::Content(taken)) => {
-                    let refers = taken.refers;
-                    // Dropped if it is not the answer, and so released.
-                    let received = connection.received(*taken);
-                    if refers == asked {
-                        return received;
-                    }
+                Some(Event::Content(taken)) if taken.refers == asked => {
+                    return connection.received(*taken);
                 }
                 Some(Event::Failure(refers, failure)) if refers == asked => {
                     return Err(remote(failure));
                 }
-                Some(_) => {}
+                Some(event) => {
+                    connection.unwanted(event);
+                    if is_too_late(deadline, &mut late) {
+                        return Err(self.timed_out(timeout));
+                    }
+                }
                 None => return Err(self.timed_out(timeout)),
             }
         }
@@ -167,7 +174,7 @@ impl Requester {
                 Err(errno) => {
                     drop(state);
                     // What the other side said before it closed tells more.
-                    while self.connection.take()?.is_some() {}
+                    self.connection.drain(deadline)?;
                     return Err(Error::Closed(format!(
                         "endpoint {}: {errno}",
                         self.connection.endpoint

@@ -28,6 +28,10 @@ pub(crate) const RETRY: Duration = Duration::from_millis(2);
 /// Releases that may wait for an endpoint that sends and does not read. More than there are credits.
 const MAX_DUE: usize = 4096;
 
+/// Messages of no interest that are taken in one call after its deadline: what one looks for may be behind them, but
+/// an endpoint that sends for ever must not keep a call from returning.
+const LATE: usize = 64;
+
 /// How often a spinning subscriber looks at its lane before it looks at its socket.
 const LOOKS: usize = 64;
 
@@ -226,6 +230,15 @@ fn is_for(welcome: &Welcome, roles: u32, features: u64, options: &ConnectOptions
         && welcome.policy == options.policy
 }
 
+/// Whether a call that has got something of no interest must give up. `late` counts what came after the deadline.
+pub(crate) fn is_too_late(deadline: Instant, late: &mut usize) -> bool {
+    if Instant::now() < deadline {
+        return false;
+    }
+    *late += 1;
+    *late >= LATE
+}
+
 pub(crate) fn remote(failure: Failure) -> Error {
     Error::Remote {
         code: failure.code,
@@ -316,6 +329,36 @@ impl Connection {
         }
     }
 
+    /// Takes what has come already: releases, and answers that are too late.
+    pub(crate) fn drain(self: &Arc<Self>, deadline: Instant) -> Result<()> {
+        let mut late = 0;
+        while let Some(event) = self.take()? {
+            self.unwanted(event);
+            if is_too_late(deadline, &mut late) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Releases what nobody waits for. Nothing of it is opened.
+    pub(crate) fn unwanted(self: &Arc<Self>, event: Event) {
+        let Event::Content(taken) = event else {
+            return;
+        };
+        // A message without a tensor needs no release, or it has been given already.
+        #[cfg(feature = "cuda")]
+        let has_tensor = taken.memory.is_some() || taken.gpu.is_some();
+        #[cfg(not(feature = "cuda"))]
+        let has_tensor = taken.memory.is_some();
+        let sequence = taken.sequence;
+        // The mapping goes before its sender hears of it.
+        drop(taken);
+        if has_tensor {
+            self.release(sequence);
+        }
+    }
+
     /// What the user gets. [`Error::Gpu`] if it is memory of a GPU that cannot be opened; the connection goes on.
     pub(crate) fn received(self: &Arc<Self>, taken: Taken) -> Result<Received> {
         #[cfg(feature = "cuda")]
@@ -384,13 +427,10 @@ impl Connection {
 impl Release for Connection {
     fn release(&self, sequence: u64) {
         let mut state = self.state();
-        if state.due.len() >= MAX_DUE {
-            state
-                .end
-                .get_or_insert_with(|| "it sends and does not read".into());
+        if let Err(error) = state.owe(sequence) {
+            state.end.get_or_insert_with(|| error.to_string());
             return;
         }
-        state.due.push(sequence);
         state.flush(self.socket.as_fd());
     }
 
@@ -429,7 +469,9 @@ impl State {
         let Some(lane) = &mut self.lane else {
             return socket::receive(socket, &mut self.received);
         };
-        let expected = self.received + 1;
+        let expected = self.received.checked_add(1).ok_or_else(|| {
+            Error::Malformed("after the greatest sequence there is no further message".into())
+        })?;
         let mut later = match lane.take(expected)? {
             Found::Message(message) => {
                 self.received = expected;
@@ -498,6 +540,17 @@ impl State {
         Ok(self.sent)
     }
 
+    /// Notes what is to be released; [`Error::Closed`] if too much of it waits already.
+    fn owe(&mut self, sequence: u64) -> Result<()> {
+        if self.due.len() >= MAX_DUE {
+            return Err(Error::Closed(
+                "the endpoint sends and does not read: it takes no releases".into(),
+            ));
+        }
+        self.due.push(sequence);
+        Ok(())
+    }
+
     /// Sends what is to be released, as far as there is room.
     fn flush(&mut self, socket: BorrowedFd<'_>) {
         while !self.due.is_empty() {
@@ -534,7 +587,7 @@ impl State {
                     }
                     _ => {
                         if is_tensor {
-                            self.due.push(sequence);
+                            self.owe(sequence)?;
                         }
                         None
                     }

@@ -5,6 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
+use rustix::io::Errno;
+
 #[cfg(feature = "cuda")]
 use crate::cuda::publish::{Lent, PeerDevices};
 use crate::lane::{Sending, Way};
@@ -49,6 +51,8 @@ pub(crate) struct Peer {
     lost: u64,
     /// Something could not be sent that should have been.
     pub(crate) blocked: bool,
+    /// A WAKE among it.
+    owes_wake: bool,
 }
 
 /// What is published, as bytes: sequence and lost are filled in for each peer.
@@ -122,6 +126,7 @@ impl Peer {
             due: Vec::new(),
             lost: 0,
             blocked: false,
+            owes_wake: false,
         }
     }
 
@@ -218,11 +223,9 @@ impl Peer {
                     let asleep = lane.write(&publication.bytes, sequence, self.lost, number);
                     self.sent = sequence;
                     self.outstanding.insert(sequence, publication.kept());
-                    return match asleep.then(|| self.send(0, Body::Wake)) {
-                        // Without room it has something to read, and so is awake.
-                        Some(Err(errno)) if !is_full(errno) => Err(Gone),
-                        _ => Ok(true),
-                    };
+                    self.owes_wake |= asleep;
+                    self.wake()?;
+                    return Ok(true);
                 }
             },
         };
@@ -246,9 +249,25 @@ impl Peer {
         Ok(true)
     }
 
+    /// Wakes the client, if it is owed.
+    fn wake(&mut self) -> Result<(), Gone> {
+        if !self.owes_wake {
+            return Ok(());
+        }
+        match self.send(0, Body::Wake) {
+            // Full, so it has something to read, and is awake.
+            Ok(()) | Err(Errno::AGAIN) => self.owes_wake = false,
+            // Nothing of the socket's: it may be empty, and the client asleep.
+            Err(errno) if is_full(errno) => self.blocked = true,
+            Err(_) => return Err(Gone),
+        }
+        Ok(())
+    }
+
     /// Sends what waits, as far as there are credits and room.
     pub(crate) fn pump(&mut self) -> Result<(), Gone> {
         self.blocked = false;
+        self.wake()?;
         while !self.due.is_empty() {
             let count = self.due.len().min(MAX_RELEASES);
             let part = self.due[..count].to_vec();

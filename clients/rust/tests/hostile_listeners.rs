@@ -7,7 +7,7 @@ mod support;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use isorun_channel::wire::{Body, Content, Message, Welcome};
+use isorun_channel::wire::{Body, Content, Message, Welcome, feature, role};
 use isorun_channel::{Channel, ConnectOptions, Error, Policy, Sharing};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -38,19 +38,23 @@ impl Fake {
 
     /// Accepts, takes HELLO, and welcomes.
     fn welcome(&self) -> OwnedFd {
+        self.welcome_as(role::SUBSCRIBER, 0, 1)
+    }
+
+    fn welcome_as(&self, roles: u32, features: u64, sequence: u64) -> OwnedFd {
         let socket = rustix::net::accept(&self.listener).unwrap();
         let mut bytes = [0_u8; 4096];
         rustix::net::recv(&socket, &mut bytes[..], rustix::net::RecvFlags::empty()).unwrap();
         let welcome = Welcome {
             version: 1,
-            roles: 1,
-            features: 0,
+            roles,
+            features,
             credits: 4,
             queue: 0,
             policy: Policy::DropOldest,
         };
         let message = Message {
-            sequence: 1,
+            sequence,
             refers: 1,
             body: Body::Welcome(welcome),
         };
@@ -310,4 +314,141 @@ fn sockets_that_are_none() {
     std::os::unix::fs::symlink("/nonexistent", place.path.join(".l.lock")).unwrap();
     assert!(place.channel.listen("l").is_err());
     assert!(std::fs::symlink_metadata("/nonexistent").is_err());
+}
+
+/// A requester at a listener that says what it likes; what the listener gives comes back.
+fn asked<T: Send>(
+    fake: &Fake,
+    act: impl FnOnce(&OwnedFd) -> T + Send,
+    ask: impl FnOnce(isorun_channel::Requester),
+) -> T {
+    let channel = fake.place.channel.clone();
+    std::thread::scope(|scope| {
+        let listener = scope.spawn(move || act(&fake.welcome_as(role::REQUESTER, 0, 1)));
+        ask(channel.requester("e").unwrap());
+        listener.join().unwrap()
+    })
+}
+
+fn hear(socket: &OwnedFd) -> Message {
+    let mut bytes = [0_u8; 4096];
+    let (_, length) =
+        rustix::net::recv(socket, &mut bytes[..], rustix::net::RecvFlags::empty()).unwrap();
+    Message::decode(&bytes[..length]).unwrap()
+}
+
+#[test]
+fn an_answer_that_is_too_late_is_released() {
+    let fake = Fake::new();
+    let (late, sent) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+    let said = asked(
+        &fake,
+        |socket| {
+            let first = hear(socket);
+            late.wait();
+            let fd = memfd(4096, true, ALL, MemfdFlags::empty()).unwrap();
+            let reply = Message {
+                sequence: 2,
+                refers: first.sequence,
+                body: Body::Reply(content(4096, &[4096], Sharing::Immutable)),
+            };
+            send(socket.as_fd(), &reply.encode(), &[fd.as_fd()]).unwrap();
+            sent.wait();
+            hear(socket).body
+        },
+        |requester| {
+            let nothing = isorun_channel::Outgoing::empty;
+            let error = requester.request(nothing(), SHORT).err().unwrap();
+            assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+            late.wait();
+            sent.wait();
+            let _ = requester.request(nothing(), SHORT);
+        },
+    );
+    assert_eq!(said, Body::Release(vec![2]));
+}
+
+#[test]
+fn a_flood_keeps_no_call_from_its_deadline() {
+    let fake = Fake::new();
+    let channel = fake.place.channel.clone();
+    std::thread::scope(|scope| {
+        let flood = scope.spawn(|| {
+            let socket = fake.welcome();
+            for sequence in 2.. {
+                let pong = Message {
+                    sequence,
+                    refers: 1,
+                    body: Body::Pong,
+                };
+                if send(socket.as_fd(), &pong.encode(), &[]).is_err() {
+                    return;
+                }
+            }
+        });
+        let subscriber = channel.subscribe("e").unwrap();
+        let before = Instant::now();
+        let error = subscriber.recv(SHORT).map(drop).expect_err("nothing");
+        assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+        assert!(before.elapsed() < LONG);
+        drop(subscriber);
+        flood.join().unwrap();
+    });
+}
+
+#[test]
+fn a_listener_that_takes_no_releases_is_left() {
+    let fake = Fake::new();
+    let channel = fake.place.channel.clone();
+    std::thread::scope(|scope| {
+        let flood = scope.spawn(|| {
+            let socket = fake.welcome();
+            for sequence in 2..20_000 {
+                let empty = Content {
+                    tensor: None,
+                    ..content(1, &[1], Sharing::Immutable)
+                };
+                let message = Message {
+                    sequence,
+                    refers: 0,
+                    body: Body::Tensor(empty),
+                };
+                if send(socket.as_fd(), &message.encode(), &[]).is_err() {
+                    return sequence;
+                }
+            }
+            0
+        });
+        let subscriber = channel.subscribe("e").unwrap();
+        let error = loop {
+            if let Err(error) = subscriber.recv(LONG) {
+                break error;
+            }
+        };
+        assert!(error.to_string().contains("does not read"), "{error}");
+        let at = flood.join().unwrap();
+        assert!(at > 4096, "it was left after {at}");
+    });
+}
+
+#[test]
+fn the_greatest_sequence_is_the_last_one() {
+    let fake = Fake::new();
+    let channel = fake.place.channel.clone();
+    std::thread::scope(|scope| {
+        let listener = scope.spawn(|| {
+            let socket = fake.welcome_as(role::SUBSCRIBER, feature::LANE, u64::MAX);
+            // Open until the other side has seen it.
+            while let Ok((_, length)) = rustix::net::recv(
+                &socket,
+                &mut [0_u8; 4096][..],
+                rustix::net::RecvFlags::empty(),
+            ) && length > 0
+            {}
+        });
+        let subscriber = channel.subscribe("e").unwrap();
+        let error = subscriber.recv(SHORT).map(drop).expect_err("malformed");
+        assert!(matches!(error, Error::Malformed(_)), "{error}");
+        listener.join().unwrap();
+    });
 }
