@@ -184,13 +184,14 @@ fn hide_kernel_file_systems(rootfs: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes device nodes on the mount of `/` unusable.
+/// Makes device nodes on the mount of `/`, and on those that lie below it so far, unusable, and lets nothing come
+/// there that the host mounts later.
 ///
 /// # Errors
 /// A sentence with the errno.
 pub fn nodev_root(root: &Root) -> Result<()> {
     root.open("/")
-        .and_then(|top| mount_setattr(&top, false, attr::NODEV, 0, 0))
+        .and_then(|top| mount_setattr(&top, true, attr::NODEV, 0, libc::MS_PRIVATE))
         .map_err(|errno| Error::os("linux.resources.devices: take the devices off", "/", errno))
 }
 

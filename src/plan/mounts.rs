@@ -86,6 +86,10 @@ pub(super) fn root(context: &Context<'_>) -> Result<Vec<Step>> {
         }
         .into(),
     ];
+    if !context.rules {
+        // Before anything of the container's own is mounted in it, whose devices are wanted.
+        steps.push(Action::NodevRoot.into());
+    }
     let shm = channels::shm(context)?;
     let mut shm_is_due = shm.is_some();
     for (index, mount) in context.spec.mounts().iter().flatten().enumerate() {
@@ -543,9 +547,6 @@ pub(super) fn finish(
             }
             .into(),
         );
-    }
-    if !context.rules {
-        steps.push(Action::NodevRoot.into());
     }
     if context
         .spec

@@ -294,7 +294,8 @@ pub enum Action {
     },
     /// The mount of `/` becomes read-only.
     ReadonlyRoot,
-    /// Device nodes on the mount of `/` cannot be opened.
+    /// Device nodes in the root file system, and on what is mounted in it so far, cannot be opened; what the host
+    /// mounts there later does not come.
     NodevRoot,
     /// A path that becomes a read-only mount of itself.
     ReadonlyPath {

@@ -113,6 +113,7 @@ fn without_device_rules() {
     bundle.assert_gone();
     bundle.set("/mounts", mounts);
     what_comes_later(&mut bundle);
+    what_lies_in_the_root(&mut bundle);
 
     bundle.args(&["sleep", "1000"]);
     run_without_rules(&mut bundle, "any", &["--detach"]).ok();
@@ -123,6 +124,35 @@ fn without_device_rules() {
     };
     all_refused(&exec(&tries), &tries);
     all_done(&exec(&fine), &fine);
+}
+
+/// A file system of the host's that lies in the root file system already: its devices cannot be opened, and what
+/// the host mounts in it later does not come.
+fn what_lies_in_the_root(bundle: &mut Bundle) {
+    let before = bundle.config.clone();
+    let below = bundle.rootfs("/below");
+    std::fs::create_dir_all(&below).unwrap();
+    let place = below.to_str().unwrap();
+    let script = format!(
+        "mount -t tmpfs none {place}\nmount --make-shared {place}\nmkdir {place}/sub\n\
+         mknod {place}/log c 1 11\n\
+         (sleep 1; mount -t tmpfs none {place}/sub; mknod {place}/sub/log c 1 11) &"
+    );
+    let tries = "exec /attack write=/below/log write=/below/sub/log";
+    bundle.args(&["sh", "-c", &format!("sleep 3; {tries}")]);
+    let all = json!([{"allow": true, "access": "rwm"}]);
+    let rules = std::mem::replace(&mut bundle.config["linux"]["resources"]["devices"], all);
+    let out = crate::harness::run_flags_after(bundle, &script, &[]).ok();
+    all_done(
+        &results(&out),
+        &["write=/below/log", "write=/below/sub/log"],
+    );
+    bundle.config["linux"]["resources"]["devices"] = rules;
+    let found = results(&run_without_rules_after(bundle, &script, "any", &[]).ok());
+    assert_eq!(found["write=/below/log"], libc::EACCES);
+    assert_eq!(found["write=/below/sub/log"], libc::ENOENT);
+    std::fs::remove_dir(below).unwrap();
+    bundle.config = before;
 }
 
 /// What the host mounts later below a bound directory does not come to the container, which could open its
