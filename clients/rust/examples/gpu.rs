@@ -2,7 +2,7 @@
 //!
 //! gpu devices
 //! gpu produce CHANNEL ENDPOINT [--kind KIND] [--bytes N] [--count N] [--subscribers N] [--stream] [--serve]
-//!             [--hold] [--free] [--measure]
+//!             [--hold] [--free] [--measure] [--max-copy BYTES]
 //! gpu consume CHANNEL ENDPOINT [--count N] [--no-gpu] [--stream] [--hold] [--ask]
 //!
 //! The producer fills each tensor with its number, and the consumer looks whether every byte is that. `--kind` is a
@@ -110,6 +110,7 @@ fn produce(arguments: &Arguments) -> Outcome {
     let channel = Channel::at(arguments.position(1)?)?;
     let options = EndpointOptions {
         cuda: gpus,
+        max_copy: arguments.number("--max-copy", u64::MAX)?,
         ..EndpointOptions::default()
     };
     let endpoint = channel.listen_with(arguments.position(2)?, options)?;
@@ -124,8 +125,10 @@ fn produce(arguments: &Arguments) -> Outcome {
     if arguments.has("--serve") {
         let tensor = GpuTensor::new(allocate(&gpu, kind, bytes)?, layout)?;
         gpu.fill(&tensor, 42, stream)?;
-        let request = endpoint.next_request(LONG)?;
-        request.reply(Outgoing::gpu(&tensor, stream).name("answer"))?;
+        for _ in 0..arguments.number("--count", 1)? {
+            let request = endpoint.next_request(LONG)?;
+            request.reply(Outgoing::gpu(&tensor, stream).name("answer"))?;
+        }
         // An answer is not counted as held: until whoever asked has gone.
         let end = Instant::now() + LONG;
         while !endpoint.peers().is_empty() && Instant::now() < end {

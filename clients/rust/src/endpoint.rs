@@ -1,6 +1,7 @@
 //! The side that listens: publishes to subscribers, answers requesters.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -12,7 +13,7 @@ use crate::channel::{Channel, Listening};
 use crate::error::{Error, Result, io};
 use crate::memory::Memory;
 use crate::message::{Outgoing, Received};
-use crate::peer::{Answer, Gone, Offered, Peer, Publication};
+use crate::peer::{Answer, Gone, Offered, Peer, Publication, Spent};
 use crate::service;
 use crate::socket::deadline;
 use crate::tensor::{Lease, Release, SharedTensor, Tensor};
@@ -48,6 +49,11 @@ pub struct EndpointOptions {
     /// on GPUs are copied for every client.
     #[cfg(feature = "cuda")]
     pub cuda: Vec<crate::cuda::Gpu>,
+    /// The largest copy, in bytes, that is made of a tensor on a GPU for clients that cannot open the memory; 0 for
+    /// none. A subscriber that would need a larger one loses the tensor; a request is answered with an error. Any
+    /// client can make an endpoint copy, so bound it where clients are not trusted. Unlimited by default.
+    #[cfg(feature = "cuda")]
+    pub max_copy: u64,
 }
 
 impl Default for EndpointOptions {
@@ -64,6 +70,8 @@ impl Default for EndpointOptions {
             lanes: true,
             #[cfg(feature = "cuda")]
             cuda: Vec::new(),
+            #[cfg(feature = "cuda")]
+            max_copy: u64::MAX,
         }
     }
 }
@@ -97,6 +105,35 @@ pub(crate) struct State {
     #[cfg(feature = "cuda")]
     pub(crate) copies: VecDeque<String>,
     pub(crate) closing: bool,
+    /// What nobody needs any more. It is dropped after unlocking, because that can run code of the user's, or wait for
+    /// a GPU.
+    pub(crate) spent: Vec<Spent>,
+}
+
+/// The state, locked. What is spent then is dropped after it has been unlocked: fields go in their order.
+pub(crate) struct Locked<'a> {
+    state: MutexGuard<'a, State>,
+    spent: Vec<Spent>,
+}
+
+impl Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.spent = std::mem::take(&mut self.state.spent);
+    }
 }
 
 /// A request that nobody has taken yet.
@@ -190,11 +227,12 @@ impl Endpoint {
         let mut published = Published::default();
         let mut gone = Vec::new();
         let mut state = self.shared.state();
-        for (&id, peer) in &mut state.peers {
+        let State { peers, spent, .. } = &mut *state;
+        for (&id, peer) in peers {
             if !peer.is_subscriber() {
                 continue;
             }
-            match peer.offer(&publication) {
+            match peer.offer(&publication, spent) {
                 Ok(Offered::Sent) => published.sent += 1,
                 Ok(Offered::Queued) => published.queued += 1,
                 Ok(Offered::Lost) => published.lost += 1,
@@ -276,7 +314,7 @@ impl Endpoint {
         until: impl Fn(&State) -> bool,
     ) -> (MutexGuard<'_, State>, bool) {
         let deadline = deadline(timeout);
-        let mut state = self.shared.state();
+        let mut state = self.shared.lock();
         loop {
             if until(&state) {
                 return (state, true);
@@ -335,7 +373,8 @@ impl Drop for Endpoint {
             let _ = thread.join();
         }
         // Whoever is connected hears of it now, also if a request keeps the rest alive.
-        self.shared.state().peers.clear();
+        let peers = std::mem::take(&mut self.shared.state().peers);
+        drop(peers);
     }
 }
 
@@ -353,9 +392,11 @@ impl State {
     }
 
     /// A peer has gone: nobody waits for the answers to its requests any more.
-    pub(crate) fn remove(&mut self, id: u64) -> Option<Peer> {
+    pub(crate) fn remove(&mut self, id: u64) {
         self.requests.retain(|waiting| waiting.peer != id);
-        self.peers.remove(&id)
+        let peer = self.peers.remove(&id);
+        self.spent
+            .extend(peer.map(|peer| Spent::Peer(Box::new(peer))));
     }
 
     fn subscribers(&self) -> usize {
@@ -367,7 +408,15 @@ impl State {
 }
 
 impl Shared {
-    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> Locked<'_> {
+        Locked {
+            state: self.lock(),
+            spent: Vec::new(),
+        }
+    }
+
+    /// For who waits, and so drops nothing.
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

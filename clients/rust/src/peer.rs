@@ -40,6 +40,8 @@ pub(crate) struct Peer {
     outstanding: HashMap<u64, Option<Kept>>,
     /// Shared memory of answers.
     lent: HashMap<u64, Kept>,
+    /// How many of those are memory of GPUs.
+    lent_gpu: usize,
     /// What it has said about its GPUs.
     #[cfg(feature = "cuda")]
     pub(crate) devices: Option<Arc<PeerDevices>>,
@@ -65,10 +67,28 @@ pub(crate) struct Publication {
 
 /// What must stay until it is released. Nobody looks at it.
 #[allow(dead_code)]
-enum Kept {
+pub(crate) enum Kept {
     Memory(Arc<Memory>),
     #[cfg(feature = "cuda")]
     Lent(Arc<Lent>),
+}
+
+/// What nobody needs any more, and nobody looks at: see [`State`](crate::endpoint::State).
+#[allow(dead_code)]
+pub(crate) enum Spent {
+    Kept(Kept),
+    Publication(Arc<Publication>),
+    Peer(Box<Peer>),
+}
+
+impl Kept {
+    /// Whether it is memory of a GPU.
+    fn is_gpu(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        return matches!(self, Self::Lent(_));
+        #[cfg(not(feature = "cuda"))]
+        false
+    }
 }
 
 impl Publication {
@@ -98,6 +118,16 @@ pub(crate) enum Answer {
     Made(Arc<Publication>),
 }
 
+impl Answer {
+    /// Whether it is memory of a GPU.
+    fn is_gpu(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        return matches!(self, Self::Made(publication) if publication.lent.is_some());
+        #[cfg(not(feature = "cuda"))]
+        false
+    }
+}
+
 /// What became of something published.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Offered {
@@ -118,6 +148,7 @@ impl Peer {
             sent: 0,
             outstanding: HashMap::new(),
             lent: HashMap::new(),
+            lent_gpu: 0,
             #[cfg(feature = "cuda")]
             devices: None,
             queue: VecDeque::new(),
@@ -164,6 +195,31 @@ impl Peer {
                 .is_some_and(|welcome| self.outstanding.len() < welcome.credits as usize)
     }
 
+    /// Whether it would be sent what is published next, or would have it waiting.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn would_take(&self) -> bool {
+        let Some(welcome) = self.welcome else {
+            return false;
+        };
+        let limit = welcome.queue as usize;
+        self.has_room()
+            || self.queue.len() < limit
+            || (welcome.policy == Policy::DropOldest && limit > 0)
+    }
+
+    /// It does not get what is published.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn lose(&mut self) {
+        self.lost += 1;
+    }
+
+    /// Whether it has as many requests open as it may. An answer in a GPU's memory, which pins an allocation, is one
+    /// until it is released.
+    pub(crate) fn asks_too_much(&self, credits: u32) -> bool {
+        let waiting = self.answers.iter().filter(|(_, answer)| answer.is_gpu());
+        self.open as usize + self.lent_gpu + waiting.count() >= credits as usize
+    }
+
     /// Sends one message that is not a tensor's.
     pub(crate) fn send(&mut self, refers: u64, body: Body) -> rustix::io::Result<()> {
         let message = Message {
@@ -193,7 +249,11 @@ impl Peer {
     }
 
     /// Sends what was published, or keeps it, or drops something: never waits.
-    pub(crate) fn offer(&mut self, publication: &Arc<Publication>) -> Result<Offered, Gone> {
+    pub(crate) fn offer(
+        &mut self,
+        publication: &Arc<Publication>,
+        spent: &mut Vec<Spent>,
+    ) -> Result<Offered, Gone> {
         let Some(welcome) = self.welcome else {
             return Ok(Offered::Lost);
         };
@@ -205,7 +265,10 @@ impl Peer {
             return Ok(Offered::Queued);
         }
         self.lost += 1;
-        if welcome.policy == Policy::DropOldest && self.queue.pop_front().is_some() {
+        if welcome.policy == Policy::DropOldest
+            && let Some(oldest) = self.queue.pop_front()
+        {
+            spent.push(Spent::Publication(oldest));
             self.queue.push_back(publication.clone());
         }
         Ok(Offered::Lost)
@@ -374,16 +437,25 @@ impl Peer {
             if self.lent.len() >= MAX_LENT {
                 return Err(Gone);
             }
+            self.lent_gpu += usize::from(kept.is_gpu());
             self.lent.insert(sequence, kept);
         }
         Ok(true)
     }
 
     /// It has released messages of ours.
-    pub(crate) fn released(&mut self, sequences: &[u64]) -> Result<(), Gone> {
+    pub(crate) fn released(
+        &mut self,
+        sequences: &[u64],
+        spent: &mut Vec<Spent>,
+    ) -> Result<(), Gone> {
         for sequence in sequences {
-            self.outstanding.remove(sequence);
-            self.lent.remove(sequence);
+            let published = self.outstanding.remove(sequence).flatten();
+            spent.extend(published.map(Spent::Kept));
+            if let Some(kept) = self.lent.remove(sequence) {
+                self.lent_gpu -= usize::from(kept.is_gpu());
+                spent.push(Spent::Kept(kept));
+            }
         }
         self.pump()
     }

@@ -177,10 +177,11 @@ fn serve(shared: &Shared, state: &mut State, id: u64) {
             Ok(true) => {}
             Ok(false) => return,
             Err(end) => {
-                if let (Some(mut peer), End::Refused(code, text)) = (state.remove(id), end) {
+                if let (Some(peer), End::Refused(code, text)) = (state.peers.get_mut(&id), end) {
                     let _ = peer.send(0, closing(code, text.clone()));
                     note(state, text);
                 }
+                state.remove(id);
                 return;
             }
         }
@@ -190,7 +191,10 @@ fn serve(shared: &Shared, state: &mut State, id: u64) {
 /// Takes one message; false if there is none.
 fn take(shared: &Shared, state: &mut State, id: u64) -> Result<bool, End> {
     let State {
-        peers, requests, ..
+        peers,
+        requests,
+        spent,
+        ..
     } = state;
     // Somebody else may have found that it has gone.
     let Some(peer) = peers.get_mut(&id) else {
@@ -221,7 +225,8 @@ fn take(shared: &Shared, state: &mut State, id: u64) -> Result<bool, End> {
                 }
                 _ => None,
             };
-            if requests.len() >= shared.options.max_requests || peer.open >= welcome.credits {
+            if requests.len() >= shared.options.max_requests || peer.asks_too_much(welcome.credits)
+            {
                 if memory.is_some() {
                     peer.release(sequence).map_err(|_| End::Gone)?;
                 }
@@ -247,7 +252,7 @@ fn take(shared: &Shared, state: &mut State, id: u64) -> Result<bool, End> {
             })?;
         }
         (Body::Release(sequences), Some(_)) => {
-            peer.released(&sequences).map_err(|_| End::Gone)?;
+            peer.released(&sequences, spent).map_err(|_| End::Gone)?;
         }
         #[cfg(feature = "cuda")]
         (Body::Devices(devices), Some(welcome))

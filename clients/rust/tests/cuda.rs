@@ -458,6 +458,85 @@ fn an_answer_is_a_tensor_of_a_gpu_too() {
     }
 }
 
+#[test]
+fn a_copy_that_cannot_be_made_is_lost_by_those_who_need_it() {
+    let gpus = Gpus::new();
+    let arguments = "--subscribers 2 --count 3 --bytes 3000000 --max-copy 0";
+    let arguments: Vec<_> = arguments.split(' ').collect();
+    let producer = gpus.start("produce", &arguments, &[]);
+    let path = gpus.place.path.join("e.sock");
+    support::eventually("it listens", || path.exists());
+    // Knows nothing of GPUs.
+    let raw = support::Raw::welcome(&gpus.place.path, "e", role::SUBSCRIBER, 4);
+    let consumed = gpus.start("consume", &["--count", "3"], &[]).end().0;
+    assert_eq!(consumed, steps("vmm-fd", false));
+    let lines = producer.end().0;
+    assert!(lines.contains(&"published 2 copied=0".to_owned()));
+    let reason = lines.iter().find(|line| line.contains("max_copy"));
+    assert!(reason.is_some(), "{lines:?}");
+    assert!(raw.hear().is_none(), "it got a copy");
+}
+
+#[test]
+fn a_requester_that_releases_nothing_gets_no_more() {
+    let gpus = Gpus::new();
+    let producer = gpus.start("produce", &["--serve", "--count", "3"], &[]);
+    let path = gpus.place.path.join("e.sock");
+    support::eventually("it listens", || path.exists());
+    let mut raw = support::Raw::connect(&gpus.place.path, "e");
+    let hello = Hello {
+        lowest: 1,
+        highest: 1,
+        roles: role::REQUESTER,
+        features: FEATURE_CUDA,
+        credits: 2,
+        queue: 0,
+        policy: Policy::DropOldest,
+    };
+    raw.say(0, Body::Hello(hello), &[]).unwrap();
+    assert!(matches!(raw.hear().unwrap().body, Body::Welcome(_)));
+    let devices = Devices {
+        pid: 5,
+        transports: Transport::VmmFd.bit(),
+        driver: 1,
+        events: false,
+        probe: [0; 64],
+        list: vec![DeviceEntry {
+            uuid: *b"STAND-IN FOR GPa",
+            mig: false,
+        }],
+    };
+    raw.say(0, Body::Devices(devices), &[]).unwrap();
+    assert!(matches!(raw.hear().unwrap().body, Body::Devices(_)));
+    let mut ask = |release: Option<u64>| {
+        if let Some(sequence) = release {
+            raw.say(0, Body::Release(vec![sequence]), &[]).unwrap();
+        }
+        let nothing = Content {
+            tensor: None,
+            lost: 0,
+            tag: 0,
+            name: String::new(),
+            meta: Vec::new(),
+        };
+        raw.say(0, Body::Request(nothing), &[]).unwrap();
+        raw.hear().unwrap()
+    };
+    let first = ask(None);
+    assert!(matches!(first.body, Body::Gpu(..)), "{first:?}");
+    let second = ask(None);
+    assert!(matches!(second.body, Body::Gpu(..)), "{second:?}");
+    let third = ask(None);
+    assert!(
+        matches!(&third.body, Body::Error(failure) if !failure.closes && failure.text.contains("too many")),
+        "{third:?}"
+    );
+    let fourth = ask(Some(first.sequence));
+    assert!(matches!(fourth.body, Body::Gpu(..)), "{fourth:?}");
+    drop(raw);
+    assert_eq!(producer.end().0.last().unwrap(), "answered");
+}
+
 /// An endpoint that says about its memory what it likes, to a consumer.
 fn lies(gpus: &Gpus, block: &DeviceBlock, size: u64, fd: Option<std::os::fd::OwnedFd>) -> String {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};

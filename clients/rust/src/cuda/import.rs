@@ -15,10 +15,11 @@ use crate::wire::Described;
 
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Key {
-    /// The handle says which memory it is.
-    Handle(u32, Transport, [u8; 64]),
+    /// The handle says which memory it is. Another connection's mapping with the same one is not used: it may be of an
+    /// owner that has gone. Where both are good the driver opens it twice and counts.
+    Handle(u32, Transport, u64, [u8; 64]),
     /// One connection's word about its own memory.
-    Numbered(u32, u64, u64),
+    Numbered(u32, Transport, u64, u64),
 }
 
 /// Memory of another process, as it is open here.
@@ -62,9 +63,9 @@ impl Mapping {
         let ordinal = gpu.ordinal();
         let key = match block.transport {
             Transport::Legacy | Transport::Fabric => {
-                Key::Handle(ordinal, block.transport, block.handle)
+                Key::Handle(ordinal, block.transport, connection, block.handle)
             }
-            _ => Key::Numbered(ordinal, connection, block.allocation),
+            _ => Key::Numbered(ordinal, block.transport, connection, block.allocation),
         };
         // Held while it is opened, so that two threads do not open it twice.
         let mut table = table().lock().unwrap_or_else(PoisonError::into_inner);
@@ -129,7 +130,14 @@ fn open(gpu: &Gpu, block: &DeviceBlock, fd: Option<&OwnedFd>, size: u64) -> Resu
         Transport::Pool => {
             let (pool, pointer) = driver.import_pool(device, descriptor()?, block.handle)?;
             match driver.range(pointer) {
-                Ok((_, there)) if there >= size => Ok((Opened::Pool(pool), pointer)),
+                Ok((base, there))
+                    if pointer
+                        .checked_sub(base)
+                        .and_then(|before| there.checked_sub(before))
+                        .is_some_and(|left| left >= size) =>
+                {
+                    Ok((Opened::Pool(pool), pointer))
+                }
                 found => {
                     let _ = driver.free_from_pool(pointer);
                     driver.destroy_pool(pool);
@@ -173,6 +181,9 @@ impl Drop for Mapping {
                 Opened::Legacy => driver.close_legacy(self.pointer),
                 Opened::Pool(pool) => driver
                     .free_from_pool(self.pointer)
+                    // It is freed in a stream: only when that is done may its owner hear of it.
+                    .and_then(|()| Event::record(&self.gpu, Stream::DEFAULT, false))
+                    .and_then(|event| event.wait(Instant::now() + PATIENCE, "the free"))
                     .inspect(|()| driver.destroy_pool(pool)),
             };
         }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::export::{Export, export};
 use super::{Event, Gpu, GpuTensor, PATIENCE, Stream, devices, driver, events_work};
 use crate::device::{DeviceBlock, Devices, Transport};
-use crate::endpoint::{Endpoint, Published, Shared};
+use crate::endpoint::{Endpoint, Published, Shared, State};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::memory::Memory;
@@ -119,11 +119,13 @@ struct Messages {
     refers: u64,
     made: HashMap<(u8, bool), Arc<Publication>>,
     copy: Option<(Arc<Memory>, Layout)>,
+    /// The largest copy that is made, in bytes.
+    max_copy: u64,
     reasons: Vec<String>,
 }
 
 impl Messages {
-    fn new(what: &Outgoing, refers: u64) -> Result<Self> {
+    fn new(what: &Outgoing, refers: u64, max_copy: u64) -> Result<Self> {
         let (tensor, stream) = what
             .gpu
             .as_ref()
@@ -136,8 +138,14 @@ impl Messages {
             refers,
             made: HashMap::new(),
             copy: None,
+            max_copy,
             reasons: Vec::new(),
         })
+    }
+
+    /// Whether a client would get a copy.
+    fn is_copy_for(&self, peer: Option<&PeerDevices>) -> bool {
+        peer.is_none_or(|peer| self.lent.block(peer).is_err())
     }
 
     /// What a client gets, and whether that is a copy. Waits for the kernel where the client cannot do so.
@@ -208,6 +216,14 @@ impl Messages {
 
     fn copied(&mut self, says_so: bool) -> Result<Publication> {
         if self.copy.is_none() {
+            let (low, high) = self.lent.tensor.extent();
+            if high - low > self.max_copy {
+                return Err(Error::Gpu(format!(
+                    "a copy of {} bytes through the host's memory is not made: max_copy of the endpoint is {}",
+                    high - low,
+                    self.max_copy
+                )));
+            }
             self.copy = Some(self.lent.tensor.copy_out(self.lent.stream)?);
         }
         let Some((memory, layout)) = self.copy.clone() else {
@@ -248,27 +264,49 @@ impl Messages {
 /// must wait for it.
 pub(crate) fn publish(endpoint: &Endpoint, what: &Outgoing) -> Result<Published> {
     let shared = endpoint.shared();
-    let mut messages = Messages::new(what, 0)?;
+    let mut messages = Messages::new(what, 0, shared.options.max_copy)?;
     let peers: Vec<_> = shared
         .state()
         .peers
         .iter()
         .filter(|(_, peer)| peer.is_subscriber())
-        .map(|(&id, peer)| (id, peer.devices.clone()))
+        .map(|(&id, peer)| (id, peer.devices.clone(), peer.would_take()))
         .collect();
     let mut wanted = HashMap::new();
-    for (id, devices) in peers {
-        wanted.insert(id, messages.for_peer(devices.as_deref())?);
+    // Why no copy could be made: tried once, and only those who need one lose anything by it.
+    let mut failed = false;
+    for (id, devices, would_take) in peers {
+        let devices = devices.as_deref();
+        let is_copy = messages.is_copy_for(devices);
+        if is_copy && (failed || !would_take) {
+            wanted.insert(id, None);
+            continue;
+        }
+        match messages.for_peer(devices) {
+            Ok(made) => drop(wanted.insert(id, Some(made))),
+            Err(error) if is_copy => {
+                failed = true;
+                messages.reasons.push(format!("no copy: {error}"));
+                wanted.insert(id, None);
+            }
+            Err(error) => return Err(error),
+        }
     }
     let mut published = Published::default();
     let mut gone = Vec::new();
     let mut state = shared.state();
-    for (id, (publication, is_copy)) in wanted {
-        let Some(peer) = state.peers.get_mut(&id) else {
+    let State { peers, spent, .. } = &mut *state;
+    for (id, made) in wanted {
+        let Some(peer) = peers.get_mut(&id) else {
+            continue;
+        };
+        let Some((publication, is_copy)) = made else {
+            peer.lose();
+            published.lost += 1;
             continue;
         };
         published.copied += usize::from(is_copy);
-        match peer.offer(&publication) {
+        match peer.offer(&publication, spent) {
             Ok(Offered::Sent) => published.sent += 1,
             Ok(Offered::Queued) => published.queued += 1,
             Ok(Offered::Lost) => published.lost += 1,
@@ -294,7 +332,7 @@ pub(crate) fn answer(shared: &Shared, peer: u64, refers: u64, what: &Outgoing) -
         .peers
         .get(&peer)
         .and_then(|peer| peer.devices.clone());
-    let mut messages = Messages::new(what, refers)?;
+    let mut messages = Messages::new(what, refers, shared.options.max_copy)?;
     let (publication, _) = messages.for_peer(devices.as_deref())?;
     shared.state().note_copies(messages.reasons);
     Ok(Answer::Made(publication))
