@@ -185,11 +185,11 @@ class BadListener:
         self.socket.listen(8)
         self.socket.settimeout(10)
 
-    def accept(self, credits: int = 4) -> BadPeer:
+    def accept(self, credits: int = 4, features: int = 0) -> BadPeer:
         peer = BadPeer(self.socket.accept()[0])
         header, body = peer.hear()
         asked = wire.read_hello(body)
-        peer.say(wire.WELCOME, wire.welcome(wire.Welcome(1, asked.roles, 0, credits, 4, asked.policy)),
+        peer.say(wire.WELCOME, wire.welcome(wire.Welcome(1, asked.roles, features, credits, 4, asked.policy)),
                  header.sequence)
         return peer
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Dict, List
 from isorun_channel import wire
 from isorun_channel.errors import ProtocolError
 
-from .support import ChannelTest
+from .support import BadListener, BadPeer, ChannelTest, eventually
 
 RUST = pathlib.Path(__file__).resolve().parents[2] / "rust"
 
@@ -296,6 +296,77 @@ print(message.name, getattr(message.tensor, "came_by", "host"), data == bytes([4
                 rust = "vmm-fd" if way == "legacy" else way
                 self.assertEqual(self.said(self.python(ask, *arguments)), [f"answer {rust} True"])
                 self.said(server)
+
+    def test_answers_that_nobody_releases(self) -> None:
+        server = self.python(PREAMBLE + """
+endpoint = channel.server("e", cuda=True, max_copy=0)
+print("listening")
+for _ in range(3):
+    endpoint.next_request(20).reply(Array(42), name="answer")
+request = endpoint.next_request(20)
+try:
+    request.reply(Array(1))
+except cuda.CudaError as error:
+    request.fail(str(error))
+while endpoint._peers:
+    time.sleep(0.01)
+""")
+        client = self.python(CONSUME.split("for _ in range(3)", maxsplit=1)[0].replace("subscribe(", "requester(").replace(
+            "cuda=", "credits=2, cuda=") + """
+first, second = subscriber.request(timeout=20), subscriber.request(timeout=20)
+try:
+    subscriber.request(timeout=20)
+except ic.PeerError as error:
+    print(error)
+del first
+third = subscriber.request(timeout=20)
+print(third.tensor.came_by)
+del second, third
+subscriber.close()
+try:
+    channel.requester("e").request(timeout=20)
+except ic.PeerError as error:
+    print(error)
+""")
+        lines = self.said(client)
+        self.assertEqual(len(lines), 3, lines)
+        self.assertIn("too many requests", lines[0])
+        self.assertEqual(lines[1], "legacy")
+        self.assertIn("max_copy of the endpoint is 0", lines[2])
+        self.said(server)
+
+    def test_copies_that_are_not_made(self) -> None:
+        producer = self.python(PRODUCE.replace("cuda=True", "cuda=True, max_copy=0").replace(
+            "subscribers(1", "subscribers(2"))
+        self.assertTrue(eventually(lambda: os.path.exists(f"{self.directory}/e.sock")))
+        plain = BadPeer.client(self.directory, "e", wire.SUBSCRIBER)
+        self.assertEqual(self.said(self.python(CONSUME)), self.steps("legacy", False))
+        lines = self.said(producer)
+        self.assertTrue(any("max_copy" in line for line in lines), lines)
+        self.assertIsNone(plain.hear())
+        plain.close()
+
+    def test_what_a_listener_may_not_send(self) -> None:
+        from isorun_channel.dtypes import DTYPES
+        from isorun_channel.layout import dense
+
+        listener = BadListener(self.directory, "e")
+        client = self.python(PREAMBLE + """
+try:
+    channel.requester("e", cuda=True).request(timeout=20)
+except ic.ProtocolError as error:
+    print(error)
+""")
+        peer = listener.accept(features=wire.CUDA)
+        header, devices = peer.hear()
+        peer.say(wire.DEVICES, devices, header.sequence)
+        peer.hear()
+        body = wire.tensor(wire.TensorBody(dense((4,), DTYPES["u8"]), True, 4096, 0, 0, "n", b""))
+        peer.say(wire.GPU, body + wire.block(wire.Block(wire.LEGACY, False, 9, b"u" * 16, 3, b"h" * 64, bytes(64))))
+        self.assertEqual(peer.error(), wire.E_MALFORMED)
+        self.assertIn("role", self.said(client)[0])
+        peer.close()
+        listener.close()
 
     def test_with_the_rust_client(self) -> None:
         program = rust_program()

@@ -121,20 +121,23 @@ class Channel:
 
     def listen(self, endpoint: str, *, publish: bool = True, serve: bool = True, mode: int = 0o666,
                credits: int = _DEFAULT_MOST, queue: int = _DEFAULT_MOST, peers: int = MAX_PEERS,
-               waiting: int = MAX_WAITING, cuda: bool = False) -> Endpoint:
+               waiting: int = MAX_WAITING, cuda: bool = False, max_copy: Optional[int] = None) -> Endpoint:
         """Listens at an endpoint, to publish tensors, to answer requests, or both.
 
         :param mode: the socket's mode.
         :param credits: the most tensors that one peer may hold at once; ``queue``: that may wait for it beyond that.
         :param peers: the most peers; ``waiting``: the most requests that wait for an answer, of all peers.
         :param cuda: tensors on GPUs are handed over as memory of the GPU where that can be done.
+        :param max_copy: the largest copy, in bytes, that is made of a tensor on a GPU for peers that cannot open the
+            memory; 0 for none, ``None`` for any. Who would need a larger one loses the tensor. Any peer can make an
+            endpoint copy, so bound it where peers are not trusted.
         :raises InUse: another process listens there.
         """
         roles = (wire.SUBSCRIBER if publish else 0) | (wire.REQUESTER if serve else 0)
         if not roles:
             raise InvalidArgument("an endpoint publishes, serves, or both")
         return Endpoint(self.directory, check_name("endpoint", endpoint), roles, mode, credits, queue, peers, waiting,
-                        cuda)
+                        cuda, max_copy)
 
     def publisher(self, endpoint: str, **options: Any) -> Endpoint:
         """Listens at an endpoint to publish tensors only; options as for :meth:`listen`."""

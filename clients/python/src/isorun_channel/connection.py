@@ -117,6 +117,8 @@ class Connection:
             found = self._handshake(deadline, asked)
             if found.features & wire.CUDA:
                 self._introduce(deadline)
+            else:
+                self._gpus = []
         except BaseException:
             self._link.close()
             raise
@@ -235,6 +237,7 @@ class Connection:
     def _take(self, packet: Packet) -> None:
         kind, header = packet.header.kind, packet.header
         if kind == wire.TENSOR and self._roles & wire.SUBSCRIBER:
+            self._check_credit(packet)
             body, tensor = self._link.tensor(packet)
             self._inbox.append(Message(tensor, body, header.sequence, self._link))
         elif kind == wire.REPLY and self._roles & wire.REQUESTER:
@@ -262,14 +265,34 @@ class Connection:
 
     def _take_gpu(self, packet: Packet) -> None:
         header = packet.header
+        if not self._roles & (wire.REQUESTER if header.refers else wire.SUBSCRIBER):
+            if packet.fd is not None:
+                os.close(packet.fd)
+            raise ProtocolError("a GPU message for a role that this connection has not")
+        if header.refers and header.refers not in self._asked:
+            # Nobody waits for it: it is not opened.
+            if packet.fd is not None:
+                os.close(packet.fd)
+            wire.read_gpu(packet.body)
+            self._link.release(header.sequence)
+            return
+        if not header.refers:
+            self._check_credit(packet)
         body, tensor, copied = self._link.gpu(packet, self._gpus)
         message = Message(tensor, body, header.sequence, None)
         message.copied_from_gpu = copied
         if header.refers == 0:
             self._inbox.append(message)
-        elif header.refers in self._asked:
+        else:
             self._asked.discard(header.refers)
             self._replies[header.refers] = message
+
+    def _check_credit(self, packet: Packet) -> None:
+        # While a request waits nobody takes what is published: a listener that knows no credits would fill the memory.
+        if len(self._inbox) >= self.credits:
+            if packet.fd is not None:
+                os.close(packet.fd)
+            raise ProtocolError(f"a further tensor, with {self.credits} credits and none released")
 
     def _error(self, packet: Packet) -> PeerError:
         code, text = wire.read_error(packet.body)

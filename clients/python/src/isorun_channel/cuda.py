@@ -431,17 +431,24 @@ class Lent:
         return wire.block(wire.Block(export.transport, event is not None, os.getpid(), self.gpu.uuid, export.number,
                                      export.handle, event or bytes(64))), None
 
+    def needs_copy(self, peer: Optional[PeerGpus]) -> bool:
+        """Whether a client would get a copy."""
+        return peer is None or self.export.unsuited(peer.devices) is not None
+
     def layout(self) -> Layout:
         """The tensor in its allocation."""
         return self.foreign.layout._replace(offset=self.foreign.pointer - self.export.base)
 
-    def copy(self) -> Tuple[Memory, Layout]:
-        """The tensor in the host's memory."""
+    def copy(self, most: Optional[int] = None) -> Tuple[Memory, Layout]:
+        """The tensor in the host's memory, if it has not more than so many bytes."""
         if self._copy is None:
+            layout = self.foreign.layout
+            low, high = layout.extent()
+            if most is not None and high - low > most:
+                raise CudaError(f"a copy of {high - low} bytes through the host's memory is not made: max_copy of the "
+                                f"endpoint is {most}")
             with self.gpu:
                 self._event.wait("the kernel that writes the tensor")
-                layout = self.foreign.layout
-                low, high = layout.extent()
                 memory = copied(self.gpu, self._low, high - low)
             self._copy = memory, layout._replace(offset=-low)
         return self._copy
@@ -536,14 +543,19 @@ class _Mapping:
                 raise
         self.transport = block.transport
         if block.transport in (wire.LEGACY, wire.POOL):
-            there = c_size_t()
-            if cuda.code("cuMemGetAddressRange_v2", None, byref(there), self.pointer) or there.value < size:
-                raise CudaError(f"the allocation is said to have {size} bytes, the driver says {there.value}")
+            base, there = c_uint64(), c_size_t()
+            code = cuda.code("cuMemGetAddressRange_v2", byref(base), byref(there), self.pointer)
+            before = self.pointer.value - base.value
+            if code or before < 0 or there.value - before < size or (before and block.transport == wire.LEGACY):
+                raise CudaError(f"the allocation is said to have {size} bytes, the driver says {there.value}, and "
+                                f"{before} of them before it")
 
     @classmethod
     def open(cls, gpu: Gpu, connection: int, block: wire.Block, fd: Optional[int], size: int) -> _Mapping:
-        key: Any = (gpu.ordinal, block.transport, block.handle) if block.transport in (wire.LEGACY, wire.FABRIC) else \
-            (gpu.ordinal, connection, block.allocation)
+        # Of one connection: what another one has open may be of an owner that has gone. The driver opens a legacy
+        # handle twice, and counts.
+        what = block.handle if block.transport in (wire.LEGACY, wire.FABRIC) else block.allocation
+        key: Any = (gpu.ordinal, block.transport, connection, what)
         with _lock:
             mapping = cls._open.get(key)
             if mapping is None:
@@ -572,6 +584,8 @@ class _Mapping:
                     cuda.code("cuIpcCloseMemHandle", self.pointer)
                 else:
                     cuda.code("cuMemFreeAsync", self.pointer, c_void_p(0))
+                    # It is freed in a stream: only when that is done may its owner hear of it.
+                    _Event(self.gpu, 0, False).wait("the free")
                     cuda.code("cuMemPoolDestroy", self._pool)
         except (ChannelError, AttributeError, TypeError):
             pass  # an interpreter that ends
@@ -710,5 +724,9 @@ def take(gpus: List[Gpu], connection: int, body: wire.TensorBody, block: wire.Bl
                                 "both have (io.isorun.shm)") from None
         mapping = _Mapping.open(gpu, connection, block, fd, body.size)
         if event is not None:
-            event.wait("the producer's kernel to finish")
+            try:
+                event.wait("the producer's kernel to finish")
+            except BaseException:
+                del mapping  # closed before the release goes out, though the error holds this frame
+                raise
     return GpuTensor(_Held(mapping, release), body.layout, block, alive)

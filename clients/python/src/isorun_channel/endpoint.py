@@ -12,12 +12,12 @@ import warnings
 import weakref
 from collections import deque
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, List, Optional, Set, Tuple, Type
+from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, List, Optional, Set, Tuple, Type, Union
 
 from . import wire
 from .connection import Message, body_of, prepare
 from .dlpack import sweep
-from .errors import Closed, InvalidArgument, ProtocolError, Timeout
+from .errors import ChannelError, Closed, InvalidArgument, ProtocolError, Timeout
 from .foreign import on_gpu
 from .link import Link, Packet
 from .memory import Memory
@@ -79,14 +79,36 @@ class Delivery:
 class GpuDelivery(Delivery):
     """A tensor on a GPU on its way: to each subscriber as what it can take."""
 
-    __slots__ = ("copy_reasons", "_lent", "_fields", "_packets")
+    __slots__ = ("copy_reasons", "_lent", "_fields", "_packets", "_max_copy", "_without")
 
-    def __init__(self, lent: Lent, fields: Tuple[str, int, bytes], changed: threading.Condition) -> None:
+    def __init__(self, lent: Lent, fields: Tuple[str, int, bytes], changed: threading.Condition,
+                 max_copy: Optional[int]) -> None:
         super().__init__(b"", None, changed)
         #: Why the tensor was copied for some: empty if everyone got the memory itself.
         self.copy_reasons: Set[str] = set()
         self._lent, self._fields = lent, fields
         self._packets: Dict[_Peer, Tuple[int, bytes, Optional[int]]] = {}
+        self._max_copy = max_copy
+        # Those that need a copy and do not get one.
+        self._without: Set[_Peer] = set()
+
+    def make_all(self, peers: List[Tuple[_Peer, bool]]) -> None:
+        """What each subscriber gets; with whether it would take it. A copy that fails is tried once, and only those
+        who need it lose anything."""
+        failed = False
+        for peer, takes in peers:
+            copy = self._lent.needs_copy(peer.gpus)
+            if copy and (failed or not takes):
+                self._without.add(peer)
+                continue
+            try:
+                self._packets[peer] = self.make(peer, peer.gpus)
+            except (ChannelError, OSError, MemoryError) as error:
+                if not copy:
+                    raise
+                failed = True
+                self._without.add(peer)
+                self.copy_reasons.add(f"no copy: {error}")
 
     def make(self, peer: _Peer, gpus: Optional[PeerGpus], plain: int = wire.TENSOR) -> Tuple[int, bytes, Optional[int]]:
         """What a peer gets. Waits for the kernel where the peer cannot."""
@@ -103,7 +125,7 @@ class GpuDelivery(Delivery):
             self.copy_reasons.add(why)
             warnings.warn(GpuCopyWarning(f"a tensor on {self._lent.gpu.text()} is copied through the host's memory: "
                                          f"{why}"), stacklevel=4)
-        memory, layout = self._lent.copy()
+        memory, layout = self._lent.copy(self._max_copy)
         if memory.state == Memory.OPEN:
             memory.freeze()
         self.memory = memory
@@ -148,22 +170,16 @@ class Request(Message):
     def _answer_gpu(self, foreign: Any, name: str, tag: int, meta: bytes) -> None:
         from .cuda import Lent
 
-        peer, self._peer = self._peer, None
+        peer = self._peer
         if peer is None:
             raise InvalidArgument("the request was answered already")
-        delivery = GpuDelivery(Lent(foreign), (name, tag, meta), peer.endpoint._changed)
+        delivery = GpuDelivery(Lent(foreign), (name, tag, meta), peer.endpoint._changed, peer.endpoint._max_copy)
         kind, body, fd = delivery.make(peer, peer.gpus, wire.REPLY)
-        peer.unanswered.discard(self.sequence)
-        deadline = time.monotonic() + 5
-        while True:
-            number = peer.link.send(kind, body, self.sequence, fd=fd)
-            if number is not None:
-                break
-            if time.monotonic() > deadline:
-                raise Timeout("whoever asked does not read its answers")
-            time.sleep(0.001)
-        with peer.endpoint._lock:
-            peer.lent[number] = delivery
+        if delivery.memory is not None:
+            self._answer(kind, body, delivery.memory)
+            return
+        self._peer = None
+        peer.lend(kind, body, self.sequence, delivery, fd)
 
     def fail(self, text: str) -> None:
         """Answers with an error: the other side's call raises :class:`PeerError` with this sentence."""
@@ -200,7 +216,8 @@ class _Peer:
         self.lost = 0
         self.outstanding: Dict[int, Delivery] = {}
         self.unanswered: Set[int] = set()
-        self.answers: Deque[Tuple[int, bytes, int, Optional[Memory]]] = deque()
+        # Kind, body, what it refers to, descriptor, and what keeps that open: memory, or a tensor on a GPU.
+        self.answers: Deque[Tuple[int, bytes, int, Optional[int], Union[Memory, GpuDelivery, None]]] = deque()
         self.full_until = 0.0
         self.pause = 0.001
         #: What it has said about its GPUs, and tensors on ours in answers that it has not released.
@@ -250,10 +267,13 @@ class _Peer:
     def push(self) -> None:
         """Sends what waits, as far as credits and the socket allow."""
         while self.answers:
-            kind, body, refers, memory = self.answers[0]
-            if self.link.send(kind, body, refers, fd=memory.fd if memory is not None else None) is None:
+            kind, body, refers, fd, keep = self.answers[0]
+            number = self.link.send(kind, body, refers, fd=fd)
+            if number is None:
                 self._full()
                 return
+            if isinstance(keep, GpuDelivery):
+                self.lent[number] = keep
             self.answers.popleft()
         while self.queue and self._send(self.queue[0]):
             self.queue.popleft()
@@ -265,6 +285,12 @@ class _Peer:
             return True
         free = self.credits - len(self.outstanding)
         return len(self.queue) < max(self.queue_limit, 1 if free > 0 else 0)
+
+    def would_take(self) -> bool:
+        """Whether it would be sent the next tensor, or have it waiting."""
+        if not self.queue and len(self.outstanding) < self.credits:
+            return True
+        return self.queue_limit > 0 and (len(self.queue) < self.queue_limit or self.policy == wire.OLDEST)
 
     def wants_to_send(self) -> bool:
         """Whether something waits for room in the socket."""
@@ -333,7 +359,9 @@ class _Peer:
         self.endpoint._changed.notify_all()
 
     def _ask(self, request: Request) -> None:
-        if len(self.unanswered) >= self.credits or len(self.endpoint._requests) >= self.endpoint._waiting:
+        # What is not sent is no answer; and one on a GPU pins an allocation until it is released.
+        open_ = len(self.unanswered) + len(self.answers) + len(self.lent)
+        if open_ >= self.credits or len(self.endpoint._requests) >= self.endpoint._waiting:
             request._peer = None
             self.link.say(wire.E_BUSY, "too many requests wait for an answer", request.sequence, closing=False)
             request.release()
@@ -352,7 +380,20 @@ class _Peer:
         if now and not self.answers:
             if self.link.send(kind, body, refers, fd=memory.fd if memory is not None else None) is not None:
                 return
-        self.answers.append((kind, body, refers, memory))
+        self.answers.append((kind, body, refers, memory.fd if memory is not None else None, memory))
+        self.endpoint._wake()
+
+    def lend(self, kind: int, body: bytes, refers: int, delivery: GpuDelivery, fd: Optional[int]) -> None:
+        """Answers with a tensor on a GPU, now or later: it is held from before its release can come."""
+        with self.endpoint._lock:
+            if self.link.closed:
+                raise Closed("whoever asked has gone")
+            self.unanswered.discard(refers)
+            number = None if self.answers else self.link.send(kind, body, refers, fd=fd)
+            if number is not None:
+                self.lent[number] = delivery
+                return
+            self.answers.append((kind, body, refers, fd, delivery))
         self.endpoint._wake()
 
 
@@ -365,15 +406,18 @@ class Endpoint:
     """
 
     def __init__(self, directory: Directory, name: str, roles: int, mode: int, credits: int, queue: int,
-                 peers: int, waiting: int, cuda: bool = False) -> None:
+                 peers: int, waiting: int, cuda: bool = False, max_copy: Optional[int] = None) -> None:
         for what, value, low, high in (("credits", credits, 1, wire.MAX_CREDITS), ("queue", queue, 0, wire.MAX_CREDITS),
                                        ("peers", peers, 1, 1 << 16), ("waiting", waiting, 1, 1 << 16)):
             if not low <= value <= high:
                 raise InvalidArgument(f"{what} {value}: {low} to {high}")
+        if max_copy is not None and max_copy < 0:
+            raise InvalidArgument(f"max_copy {max_copy}: bytes, 0 for no copies, None for any")
         #: The endpoint's name.
         self.name = name
         self._roles, self._credits, self._queue = roles, credits, queue
         self._most_peers, self._waiting = peers, waiting
+        self._max_copy = max_copy
         self._gpus: List[Gpu] = []
         if cuda:
             from .cuda import Gpu
@@ -429,7 +473,9 @@ class Endpoint:
         with self._lock:
             self._check_open()
             for peer in list(self._peers):
-                if peer.roles & wire.SUBSCRIBER and delivery.is_for(peer):
+                if isinstance(delivery, GpuDelivery) and peer in delivery._without:
+                    peer.lost += 1
+                elif peer.roles & wire.SUBSCRIBER and delivery.is_for(peer):
                     try:
                         if peer.offer(delivery):
                             delivery.receivers += 1
@@ -445,11 +491,10 @@ class Endpoint:
         """What each subscriber will get of a tensor on a GPU: without the lock, because a copy takes time."""
         from .cuda import Lent
 
-        delivery = GpuDelivery(Lent(foreign), (name, tag, meta), self._changed)
+        delivery = GpuDelivery(Lent(foreign), (name, tag, meta), self._changed, self._max_copy)
         with self._lock:
-            peers = [peer for peer in self._peers if peer.roles & wire.SUBSCRIBER]
-        for peer in peers:
-            delivery._packets[peer] = delivery.make(peer, peer.gpus)
+            peers = [(peer, peer.would_take()) for peer in self._peers if peer.roles & wire.SUBSCRIBER]
+        delivery.make_all(peers)
         return delivery
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import select
 import socket
@@ -30,6 +31,9 @@ _FD = struct.Struct("@i")
 _ONE_DESCRIPTOR = socket.CMSG_LEN(_FD.size)
 
 
+_numbers = itertools.count(1)
+
+
 class Packet(NamedTuple):
     """A message that was received. Its descriptor, if it has one, is the reader's to close."""
 
@@ -44,6 +48,8 @@ class Link:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
+        # Tells its allocations on GPUs from those of others. Not id(): that is used again.
+        self._number = next(_numbers)
         self._poller = select.poll()
         self._poller.register(sock, select.POLLIN)
         self._sent = 0
@@ -253,7 +259,7 @@ class Link:
                 memory, fd = Memory(fd, body.size, state, lambda: self.release(sequence)), None
                 return body, Tensor(memory, body.layout), True
             try:
-                return body, cuda.take(gpus, id(self), body, block, fd, lambda: self.release(sequence),
+                return body, cuda.take(gpus, self._number, body, block, fd, lambda: self.release(sequence),
                                        self.connected), False
             except (cuda.CudaError, Timeout):
                 self.release(sequence)
