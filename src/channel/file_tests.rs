@@ -67,6 +67,7 @@ fn container(dir: &Path, id: &str, channel: &str) -> Member {
         rootless: true,
         keys: vec![channel.into()],
         pids: None,
+        init: false,
     });
     std::fs::write(
         state.join("state.json"),

@@ -214,8 +214,13 @@ impl From<Member> for Joined {
     fn from(member: Member) -> Self {
         let record = member.state.as_deref().filter(|_| member.pids.is_some());
         let record = record.and_then(|state| Store::new(state.parent()?).peek(&member.id).ok());
+        // The record knows whether the child could begin the range.
+        let pids = match &record {
+            Some(record) => record.channels.as_ref().and_then(|channels| channels.pids),
+            None => member.pids,
+        };
         Self {
-            pids: member.pids,
+            pids,
             outside: record.map_or_else(Vec::new, |record| pids::outside_of(&record)),
             id: member.id,
             pid: member.pid,

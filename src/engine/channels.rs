@@ -18,6 +18,7 @@ pub fn recorded(plan: &Plan) -> Option<Channels> {
             .map(|one| one.key.to_string())
             .collect(),
         pids: None,
+        init: channels.init,
     })
 }
 

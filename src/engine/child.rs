@@ -53,6 +53,8 @@ pub struct Inherited {
     pub pids: Option<(Pids, Option<(u64, u64)>)>,
     /// Where this process's arguments are in its memory, for what stays as init.
     pub arguments: Option<(usize, usize)>,
+    /// The same of its environment.
+    pub environment: Option<(usize, usize)>,
 }
 
 struct Child<'a> {
@@ -475,6 +477,11 @@ impl Child<'_> {
                 // for `start`, nobody with the same ids looks into this process (the exec ends that).
                 process::dumpable(false)
                     .map_err(|errno| Error::os("hide", "the waiting process", errno))?;
+                if self.plan.has_init() {
+                    // By its name `start` and `run` know init, which executes nothing: see never_executed.
+                    // Here, because the filter may deny prctl(2).
+                    process::set_name(crate::state::INIT);
+                }
                 self.root = None;
                 self.masks = None;
                 crate::sys::fs::cloexec_from(*first)
@@ -533,7 +540,14 @@ impl Child<'_> {
     }
 
     fn identity(&mut self, identity: &Identity) -> Result<()> {
-        identity::assume(identity)?;
+        let for_init = match self.plan.has_init() {
+            true => super::init::KILL,
+            false => 0,
+        };
+        identity::assume(identity, for_init)?;
+        // The kernel made it what fs.suid_dumpable says, 0 on most machines: so it is no failure where a
+        // filter that is there already denies it.
+        let _ = process::dumpable(false);
         match self.enter_as_user.take() {
             Some(path) => identity::enter(&path),
             None => Ok(()),

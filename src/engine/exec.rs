@@ -327,8 +327,14 @@ impl Execing<'_> {
         (channel, sync): (&End, End),
         tell: OwnedFd,
     ) -> Result<()> {
+        // isorun's own init is not to be looked into, and has executed nothing since its time namespace was
+        // made: where there is a program below it, that is in all of the container's namespaces.
+        let program = match &self.record.channels {
+            Some(channels) if channels.init => init.program(),
+            _ => None,
+        };
         let mut joiner = Joiner {
-            init,
+            init: program.as_ref().unwrap_or(init),
             join: &self.joined.join,
             entry: cgroup.as_ref().map(Cgroup::entry).transpose()?,
             wait: false,
@@ -378,6 +384,7 @@ impl Execing<'_> {
             root: None,
             pids: None,
             arguments: None,
+            environment: None,
         };
         match born {
             Ok(Born::Child) => {

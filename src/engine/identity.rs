@@ -27,11 +27,11 @@ pub fn look_for(asked: u64) -> Result<()> {
 }
 
 /// Changes user, groups and capabilities for good. Capabilities that the runtime does not have are left
-/// out: [`look_for`] has told of them.
+/// out: [`look_for`] has told of them. Those of the mask `more` are kept as long as nothing is executed.
 ///
 /// # Errors
 /// A sentence with what was being set and the errno.
-pub fn assume(identity: &Identity) -> Result<()> {
+pub fn assume(identity: &Identity, more: u64) -> Result<()> {
     let fail = |what: &str| {
         let what = what.to_string();
         move |errno| Error::os("process.user: set", what, errno)
@@ -76,8 +76,8 @@ pub fn assume(identity: &Identity) -> Result<()> {
     })?;
     process::keep_caps(false).map_err(fail("keepcaps"))?;
     process::set_caps(
-        caps.effective & have,
-        caps.permitted & have,
+        (caps.effective | more) & have,
+        (caps.permitted | more) & have,
         caps.inheritable & have,
     )
     .map_err(|errno| Error::os("process.capabilities: set", "the sets", errno))?;

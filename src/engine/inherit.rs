@@ -54,6 +54,10 @@ pub fn inherit(plan: &Plan, dir: &Dir, mode: &Mode, cgroup: &Cgroup) -> Result<(
                 true => crate::sys::process::arguments(),
                 false => None,
             },
+            environment: match plan.has_init() {
+                true => crate::sys::process::environment(),
+                false => None,
+            },
         },
     ))
 }

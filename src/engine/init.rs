@@ -8,11 +8,12 @@
 //! ```
 //!
 //! It is the child that stays, and executes nothing: so nothing has to be found in the image, and no label
-//! or filter has to allow it. What the program may not do, init may not either; nobody without
-//! CAP_SYS_PTRACE looks into it, and /proc/1/exe is what seal.rs says, which nobody can write.
+//! or filter has to allow it. Of the program's capabilities it keeps none, but has CAP_KILL; nobody without
+//! CAP_SYS_PTRACE where isorun runs looks into it (exec joins by the program), and /proc/1/exe is what
+//! seal.rs says, which nobody can write.
 //! docs/decisions/0014 tells which settings are whose.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
@@ -25,6 +26,10 @@ use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::state::INIT;
 use crate::sys::{clone, process, terminal};
+
+/// The capability that init keeps, whatever config.json gives the program: CAP_KILL, or a program that changes
+/// its user would get no signals any more. It reaches the container's own processes only.
+pub(super) const KILL: u64 = 1 << 5;
 
 /// Forks the program and stays as its init. Returns in the program's process only, when that could not
 /// be executed; or where there is none.
@@ -43,6 +48,10 @@ pub(super) fn run(plan: &Plan, env: &[String], program: &str, inherited: &Inheri
     }
     match clone::fork_into(0) {
         Ok(0) => {
+            // What is init's alone. Where a filter denies it, the exec takes it away.
+            if let Some(caps) = plan.identity().map(|identity| &identity.caps) {
+                let _ = process::limit_caps(caps.effective, caps.permitted, caps.inheritable);
+            }
             nix::unistd::setsid().map_err(fail("make a session"))?;
             if with_terminal {
                 terminal::control(stdin.as_fd()).map_err(fail("take the terminal"))?;
@@ -83,15 +92,18 @@ fn with_own_pid(env: &[String]) -> Vec<String> {
 
 /// What init does until the program has ended.
 fn stay(program: Pid, inherited: &Inherited) -> ! {
-    // By its name `start` and `run` know that it became init: see never_executed.
-    process::set_name(INIT);
     process::set_arguments(inherited.arguments, INIT);
-    if inherited.unprivileged {
-        // Only so may a runtime without privileges join the container; it is of the same user.
-        let _ = process::dumpable(true);
-    }
-    // The last: the end of the channel says that the program was executed.
-    let _ = crate::sys::fs::close_from(0, Vec::new());
+    // The environment is that of who called isorun.
+    process::set_arguments(inherited.environment, "");
+    // A listener of a filter may have been handed over; denied by that filter, it stays as it was then.
+    let _ = process::dumpable(false);
+    let _ = process::limit_caps(KILL, KILL, 0);
+    // The last: the end of the channel says that the program was executed. One by one what somebody waits
+    // for the end of, which may have a number above those that are closed where close_range(2) is denied.
+    let channel = inherited.sync.fd().as_raw_fd();
+    let others = inherited.fifo.iter().chain(&inherited.late);
+    let waited = others.map(AsRawFd::as_raw_fd).chain([channel]);
+    let _ = crate::sys::fs::close_all(&waited.collect::<Vec<_>>());
     loop {
         match reap(program) {
             Ok(Some(status)) => process::exit_now(status),

@@ -64,6 +64,21 @@ impl Init {
         }
     }
 
+    /// The program below isorun's own init: the child of it that started first, as orphans did later; or what
+    /// a startContainer hook has left, which is in the same namespaces. None where there is none.
+    pub fn program(&self) -> Option<Self> {
+        let entries = std::fs::read_dir("/proc").ok()?.flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let children = pids.filter(|&pid| crate::state::parent_of(pid) == Some(self.pid));
+        let first = children
+            .filter_map(|pid| Some((crate::state::start_time(pid).ok()?, pid)))
+            .min()?;
+        let program = Self::hold(first.1, first.0).ok()?;
+        // Whoever got that number since is the child of another process.
+        let same = crate::state::parent_of(program.pid) == Some(self.pid);
+        (same && program.alive() && self.alive()).then_some(program)
+    }
+
     /// Whether it is still there, and still that process.
     pub fn alive(&self) -> bool {
         crate::state::is_alive(self.pid, self.start)

@@ -365,7 +365,15 @@ impl Making<'_> {
             };
             let (message, fds) = heard.unzip();
             match message {
-                Some(FromChild::Degraded(degradation)) => self.report(&degradation, record)?,
+                Some(FromChild::Degraded(degradation)) => {
+                    if degradation.row == Feature::CudaIpc
+                        && let Some(channels) = &mut record.channels
+                    {
+                        // It has not got them: none of its processes is outside of them either.
+                        channels.pids = None;
+                    }
+                    self.report(&degradation, record)?;
+                }
                 Some(FromChild::Source { step, plain }) => {
                     let namespaces = fds.unwrap_or_default();
                     let asked = (step, plain);

@@ -5,7 +5,7 @@
 //! Linux 6.14 on every pid namespace has a `pid_max` of its own, too (commit 7863dcc72d0f): there the
 //! numbers end with the range, and a namespace that has used all of it goes on at 300, where no range is.
 //! Before that it would be the machine's, which is left alone: whether it is the namespace's own is seen
-//! by the inode, which is another one then.
+//! by the kernel's version and by the inode, which is another one of the same procfs then.
 
 use std::os::fd::OwnedFd;
 
@@ -71,10 +71,8 @@ impl Outside {
 /// # Errors
 /// A sentence with the file and the errno: EROFS where /proc/sys is read-only, as inside of Docker.
 pub fn begin(range: Pids, outside: Option<(u64, u64)>) -> Result<()> {
-    let own = stat(PID_MAX).map(|stat| (stat.st_dev, stat.st_ino));
-    if let (Some(outside), Ok(own)) = (outside, own)
-        && outside != own
-    {
+    let own = stat(PID_MAX).ok().map(|stat| (stat.st_dev, stat.st_ino));
+    if is_own(kernel(), outside, own) {
         // Without it the numbers go on after the range: seen then as what they are (see outside_of).
         if let Err(error) = proc::write("sys/kernel/pid_max", &(range.last + 1).to_string()) {
             crate::log::debug(|| format!("the process ids do not end with their range: {error}"));
@@ -83,24 +81,50 @@ pub fn begin(range: Pids, outside: Option<(u64, u64)>) -> Result<()> {
     proc::write("sys/kernel/ns_last_pid", &(range.first - 1).to_string())
 }
 
+/// Whether a pid_max is that of this pid namespace alone. Another procfs has other numbers for the same
+/// file, and on an older kernel that is the machine's.
+fn is_own(
+    kernel: Option<(u32, u32)>,
+    outside: Option<(u64, u64)>,
+    own: Option<(u64, u64)>,
+) -> bool {
+    let new = kernel.is_some_and(|version| version >= OWN_LIMIT);
+    matches!((outside, own), (Some(outside), Some(own))
+        if new && outside.0 == own.0 && outside.1 != own.1)
+}
+
 /// The number of process `pid` in its own pid namespace: the last one of NSpid, proc_pid_status(5).
 pub fn inner(pid: i32) -> Option<u32> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("NSpid:"))?;
-    line.split_ascii_whitespace().next_back()?.parse().ok()
+    numbers(pid).last().copied()
+}
+
+/// The numbers of process `pid` in the pid namespaces that it is in, from the outermost one that is seen here.
+fn numbers(pid: i32) -> Vec<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    nspid(&status)
+}
+
+fn nspid(status: &str) -> Vec<u32> {
+    let mut lines = status.lines();
+    let line = lines.find_map(|line| line.strip_prefix("NSpid:"));
+    let numbers = line.unwrap_or_default().split_ascii_whitespace();
+    numbers.filter_map(|number| number.parse().ok()).collect()
 }
 
 /// The numbers of the container's processes that are not in its range, but for that of init: it has started
 /// so many that it has come round. None where it has no range.
 pub fn outside_of(record: &Record) -> Vec<u32> {
     let pids = record.channels.as_ref().and_then(|channels| channels.pids);
-    let (Some(pids), Some(placed)) = (pids, record.placed()) else {
+    let (Some(pids), Some(placed), Some(first)) = (pids, record.placed(), record.pid) else {
         return Vec::new();
     };
+    // A process may be in a pid namespace below the container's, where its number says nothing.
+    let depth = numbers(first).len();
     let processes = placed.processes().unwrap_or_default();
-    let inner = processes.into_iter().filter_map(inner);
+    let inner = processes.into_iter().filter_map(|pid| {
+        let numbers = numbers(pid);
+        numbers.get(depth.checked_sub(1)?).copied()
+    });
     let mut found: Vec<u32> = inner.filter(|pid| *pid != 1 && !pids.holds(*pid)).collect();
     found.sort_unstable();
     found
@@ -115,8 +139,24 @@ mod tests {
         assert!((301..=MOST).contains(&limit()), "{}", limit());
         assert!(kernel().is_some_and(|(major, _)| major >= 3));
         assert_eq!(inner(std::process::id() as i32), Some(std::process::id()));
+        assert_eq!(nspid("Name:\tx\nNSpid:\t70\t8192\t2\n"), [70, 8192, 2]);
         let held = Outside::hold().unwrap();
         let stat = stat(PID_MAX).unwrap();
         assert_eq!(held.identity(), Some((stat.st_dev, stat.st_ino)));
+    }
+
+    /// Where it is not sure, the machine's own would be changed.
+    #[test]
+    fn only_a_pid_max_of_the_namespaces_own_is_written() {
+        let (outside, other_inode, other_procfs) = ((20, 7), (20, 8), (21, 8));
+        let own = |kernel, own| is_own(kernel, Some(outside), own);
+        assert!(own(Some((6, 14)), Some(other_inode)));
+        assert!(own(Some((7, 0)), Some(other_inode)));
+        assert!(!own(Some((6, 13)), Some(other_inode)));
+        assert!(!own(None, Some(other_inode)));
+        assert!(!own(Some((6, 18)), Some(outside)));
+        assert!(!own(Some((6, 18)), Some(other_procfs)));
+        assert!(!own(Some((6, 18)), None));
+        assert!(!is_own(Some((6, 18)), None, Some(other_inode)));
     }
 }

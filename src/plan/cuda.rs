@@ -4,7 +4,7 @@
 //! (docs/decisions/0014). Without a GPU all of that is the same: programs find that out by themselves and
 //! copy through host memory, and the loss is told.
 
-use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxSchedulerPolicy, Spec};
+use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxSchedulerFlag, LinuxSchedulerPolicy, Spec};
 
 use super::build::{namespaces, new_namespaces};
 use super::degrade::{self, Feature};
@@ -16,6 +16,7 @@ use crate::host::{Host, gpu};
 use crate::policy::Level;
 
 const PID: u64 = libc::CLONE_NEWPID as u64;
+const MOUNT: u64 = libc::CLONE_NEWNS as u64;
 
 /// What the plan has of it.
 #[derive(Debug, Default)]
@@ -64,8 +65,19 @@ pub(super) fn plan(
             return Ok(planned);
         }
     }
-    planned.init = new_namespaces(linux) & PID != 0;
-    if !planned.init && namespaces(linux) & PID != 0 {
+    let new = new_namespaces(linux);
+    let of_others = namespaces(linux) & !new;
+    planned.init = new & PID != 0 && of_others & MOUNT == 0;
+    if new & PID != 0 && of_others & MOUNT != 0 {
+        let why = "linux.namespaces: the mount namespace is one that others have made, through whose /proc \
+                   isorun gives no process ids: handles of CUDA's older kind fail between members with the \
+                   same ones";
+        let remedy = "give the container a mount namespace of its own";
+        planned
+            .degradations
+            .push(lost(&granted, Error::new(Kind::Spec, why).remedy(remedy))?);
+    }
+    if of_others & PID != 0 {
         let why = "linux.namespaces: the pid namespace is one that others have made, where isorun gives no \
                    process ids: handles of CUDA's older kind fail between members with the same ones";
         let remedy = "give the container a pid namespace of its own";
@@ -100,7 +112,8 @@ fn from_environment(why: &str) -> Error {
         .remedy(format!("leave {ENVIRONMENT} out, or set it to 0"))
 }
 
-/// The kernel forks no process with a deadline, and init forks the program.
+/// The kernel forks no process with a deadline, and init forks the program; a flag takes the scheduler away
+/// in the fork.
 fn check_scheduler(spec: &Spec) -> Result<()> {
     let process = spec.process().as_ref();
     let scheduler = process.and_then(|process| process.scheduler().as_ref());
@@ -110,6 +123,19 @@ fn check_scheduler(spec: &Spec) -> Result<()> {
             "SCHED_DEADLINE and GPU memory in channels cannot be had together: isorun's init would have to \
              start a process with a deadline, which the kernel refuses",
         )),
+        Some(one)
+            if one
+                .flags()
+                .iter()
+                .flatten()
+                .any(|flag| *flag == LinuxSchedulerFlag::SchedResetOnFork) =>
+        {
+            Err(Error::spec(
+                "process.scheduler.flags",
+                "SCHED_FLAG_RESET_ON_FORK and GPU memory in channels cannot be had together: isorun's init \
+                 forks the program, which would lose its scheduler there",
+            ))
+        }
         _ => Ok(()),
     }
 }

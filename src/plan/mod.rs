@@ -133,11 +133,16 @@ fn is_zero(n: &u32) -> bool {
 impl Plan {
     /// The user id of the program, as the container's /etc/passwd knows it.
     pub fn uid(&self) -> u32 {
-        let found = self.steps.iter().find_map(|step| match &step.action {
-            Action::Identity(identity) => Some(identity.inside.unwrap_or(identity.uid)),
+        self.identity()
+            .map_or(0, |identity| identity.inside.unwrap_or(identity.uid))
+    }
+
+    /// Who the program is.
+    pub fn identity(&self) -> Option<&Identity> {
+        self.steps.iter().find_map(|step| match &step.action {
+            Action::Identity(identity) => Some(identity),
             _ => None,
-        });
-        found.unwrap_or(0)
+        })
     }
 
     /// Whether the first process is isorun's init.

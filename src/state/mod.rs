@@ -17,7 +17,7 @@ mod process;
 mod record;
 mod store;
 
-pub use process::{INIT, is_alive, is_ancestor, never_executed, start_time};
+pub use process::{INIT, is_alive, is_ancestor, never_executed, parent_of, start_time};
 pub use record::{Channels, Mounted, Phase, Record, Resctrl, Status};
 pub use store::{CHANNELS, CHANNELS_LOCK, Dir, Entry, Store, unprivileged};
 

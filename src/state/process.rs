@@ -35,8 +35,9 @@ pub fn is_alive(pid: i32, start: u64) -> bool {
 pub const INIT: &str = "isorun-init";
 
 /// Whether process `pid`, alive or not reaped yet, has not executed a program since it was forked
-/// (PF_FORKNOEXEC, 0x40, in field 9 of its stat file), nor become isorun's own init. False where it does
-/// not exist.
+/// (PF_FORKNOEXEC, 0x40, in field 9 of its stat file), nor is to be isorun's own init, which has its name
+/// before its filter is loaded: that it was killed before it had a program is seen by its status only. False
+/// where it does not exist.
 pub fn never_executed(pid: i32) -> bool {
     let line = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
     flags(&line).is_some_and(|flags| flags & 0x40 != 0) && !is_init(&line)
@@ -57,13 +58,17 @@ pub fn is_ancestor(pid: i32) -> bool {
     let mut at: Option<i32> = own.and_then(|link| link.to_str()?.parse().ok());
     // A process that is adopted meanwhile makes the way shorter; none makes a circle.
     while let Some(one) = at.filter(|&one| one > 1) {
-        let line = std::fs::read(format!("/proc/{one}/stat")).unwrap_or_default();
-        at = parent(&line);
+        at = parent_of(one);
         if at == Some(pid) {
             return true;
         }
     }
     false
+}
+
+/// The parent of process `pid`; none where there is no such process.
+pub fn parent_of(pid: i32) -> Option<i32> {
+    parent(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
 }
 
 /// Field 4 of a stat file.

@@ -100,6 +100,9 @@ pub struct Channels {
     /// The process ids that it has for itself, where GPU memory is shared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pids: Option<crate::channel::Pids>,
+    /// The container's first process is isorun's own init.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub init: bool,
 }
 
 /// Everything that later commands need to know about a container; the contents of state.json.

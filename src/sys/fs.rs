@@ -109,17 +109,32 @@ pub fn close_from(first: u32, mut keep: Vec<RawFd>) -> nix::Result<()> {
         let result = super::checked(unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) });
         match result {
             Ok(_) => {}
-            Err(Errno::ENOSYS | Errno::EPERM) => return close_one_by_one(first, &keep),
-            Err(errno) => return Err(errno),
+            // ENOSYS before Linux 5.9; a filter may say anything.
+            Err(_) => return close_one_by_one(first, &keep),
         }
     }
     Ok(())
 }
 
+/// Closes all descriptors, these first, whatever the limits and filters of this process are: for one that
+/// drops no value any more.
+///
+/// # Errors
+/// As [`close_from`].
+pub fn close_all(first: &[RawFd]) -> nix::Result<()> {
+    for fd in first {
+        // SAFETY: a plain number; nobody uses what is closed, see above.
+        unsafe { libc::close(*fd) };
+    }
+    close_from(0, Vec::new())
+}
+
 /// What close_range(2) does, for kernels and filters that deny it: every number that this process can have
 /// in use. /proc/self/fd would tell which are, but may be the container's by now, or not there.
 fn close_one_by_one(first: u32, keep: &[RawFd]) -> nix::Result<()> {
-    let (soft, _) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
+    // A filter may deny it.
+    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
+    let soft = limit.map_or(1024, |(soft, _)| soft);
     // Of what a caller had open before it lowered its limit, the lowest are closed in any case.
     let end = RawFd::try_from(soft.clamp(1024, 1 << 20)).unwrap_or(1024);
     for fd in RawFd::try_from(first).map_err(|_| Errno::EBADF)?..end {

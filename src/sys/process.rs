@@ -113,6 +113,15 @@ pub fn set_caps(effective: u64, permitted: u64, inheritable: u64) -> nix::Result
         .map(drop)
 }
 
+/// As [`set_caps`], leaving out what this process does not have.
+///
+/// # Errors
+/// Those of capget(2) and capset(2).
+pub fn limit_caps(effective: u64, permitted: u64, inheritable: u64) -> nix::Result<()> {
+    let have = effective_caps()?;
+    set_caps(effective & have, permitted & have, inheritable & have)
+}
+
 /// Joins the session keyring called `name`, which is made where there is none that may be searched, or a
 /// new one without a name; its serial number (KEYCTL_JOIN_SESSION_KEYRING).
 pub fn join_session_keyring(name: Option<&CStr>) -> nix::Result<i32> {
@@ -258,25 +267,36 @@ pub fn set_name(name: &str) {
 /// Where this process's arguments are in its memory: fields 48 and 49 of /proc/self/stat; none where
 /// that does not tell.
 pub fn arguments() -> Option<(usize, usize)> {
+    bounds(48)
+}
+
+/// Where the environment is that it was executed with: fields 50 and 51.
+pub fn environment() -> Option<(usize, usize)> {
+    bounds(50)
+}
+
+/// The bounds in field `first` of /proc/self/stat and in the next one.
+fn bounds(first: usize) -> Option<(usize, usize)> {
     let line = std::fs::read("/proc/self/stat").ok()?;
     let end = line.iter().rposition(|&byte| byte == b')')?;
     let rest = std::str::from_utf8(&line[end + 1..]).ok()?;
     // Field 3 is the first one after the name.
-    let mut fields = rest.split_ascii_whitespace().skip(45);
+    let mut fields = rest.split_ascii_whitespace().skip(first - 3);
     let mut next = || fields.next()?.parse::<usize>().ok();
     let (begin, end) = (next()?, next()?);
     (begin != 0 && begin < end).then_some((begin, end))
 }
 
-/// Puts `text` in the place of this process's arguments, as others see them in /proc/PID/cmdline. The bounds
-/// are those that [`arguments`] gave, to this process or to the one that it was forked from.
+/// Puts `text` in the place of this process's arguments or environment, as others see them in /proc/PID/cmdline
+/// or environ. The bounds are those that [`arguments`] or [`environment`] gave, to this process or to the
+/// one that it was forked from.
 pub fn set_arguments(bounds: Option<(usize, usize)>, text: &str) {
     let Some((begin, end)) = bounds else {
         return;
     };
     let place = std::ptr::with_exposed_provenance_mut::<u8>(begin);
     let length = text.len().min(end - begin - 1);
-    // SAFETY: the kernel put the arguments' bytes there, on the stack, from `begin` on and up to `end`. They
+    // SAFETY: the kernel put the strings' bytes there, on the stack, from `begin` on and up to `end`. They
     // are writable, stay as long as the process, and nothing in this process reads them afterwards: they
     // are overwritten by zeroes, so that each is still a string, and `text` is shorter than all of them.
     unsafe {

@@ -8,7 +8,7 @@ use crate::harness::Bundle;
 use crate::rootless::{FIRST_SUB, USER, has_helpers, reachable, rootless};
 
 /// The bundle's user with a runtime directory.
-fn with_runtime_dir(lines: &[[u32; 3]]) -> Bundle {
+pub fn with_runtime_dir(lines: &[[u32; 3]]) -> Bundle {
     let mut bundle = rootless(lines);
     let dir = bundle.host("runtime");
     std::fs::create_dir(&dir).unwrap();

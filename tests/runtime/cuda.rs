@@ -14,7 +14,7 @@ const RULES: &str = "[[rule]]\nname = \"gpu\"\nchannels = [\"t-g*\"]\naccess = \
 /// What a loss of it is told as.
 const LOST: &str = "degraded: GPU memory in the channels";
 
-fn asks(mut bundle: Bundle, channels: &str) -> Bundle {
+pub fn asks(mut bundle: Bundle, channels: &str) -> Bundle {
     bundle.set(
         "/annotations",
         json!({"io.isorun.channels": channels, "io.isorun.cuda-ipc": "1"}),
@@ -22,11 +22,11 @@ fn asks(mut bundle: Bundle, channels: &str) -> Bundle {
     bundle
 }
 
-fn sh(script: &str) -> Bundle {
+pub fn sh(script: &str) -> Bundle {
     asks(Bundle::sh(script), "t-g")
 }
 
-fn run(bundle: &Bundle, script: &str) -> Output {
+pub fn run(bundle: &Bundle, script: &str) -> Output {
     let out = apart(bundle, RULES, script);
     bundle.assert_gone();
     out
@@ -219,17 +219,20 @@ fn the_program_has_what_a_first_process_has() {
     assert_eq!(out.field("session"), shell, "{out:#?}");
     assert_eq!(out.field("listen"), format!("1 {shell}"), "{out:#?}");
     assert!(out.stdout.contains("/host/socket"), "{out:#?}");
-    // Init has no more rights than the program.
-    for set in ["CapPrm", "CapEff", "CapBnd"] {
-        let values: Vec<&str> = out
-            .stdout
-            .lines()
+    // Init has CAP_KILL, and nothing else of the program's.
+    let values = |set: &str| -> Vec<u64> {
+        let lines = out.stdout.lines();
+        lines
             .filter(|line| line.contains(&format!("status:{set}:")))
             .filter_map(|line| line.split_whitespace().last())
-            .collect();
-        assert_eq!(values.len(), 2, "{out:#?}");
-        assert_eq!(values[0], values[1], "{out:#?}");
-    }
+            .map(|text| u64::from_str_radix(text, 16).unwrap())
+            .collect()
+    };
+    let asked = 1 << 5 | 1 << 10 | 1 << 29;
+    assert_eq!(values("CapPrm"), [1 << 5, asked], "{out:#?}");
+    assert_eq!(values("CapEff"), [1 << 5, asked], "{out:#?}");
+    assert_eq!(values("CapInh"), [0, 0], "{out:#?}");
+    assert_eq!(values("CapBnd"), [asked, asked], "{out:#?}");
     assert_eq!(out.field("NoNewPrivs:"), "1");
 }
 

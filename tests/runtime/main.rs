@@ -21,6 +21,7 @@ mod channels_hook;
 mod channels_refused;
 mod channels_rootless;
 mod cuda;
+mod cuda_init;
 #[macro_use]
 mod compensation;
 mod compensation_devices;
