@@ -189,6 +189,13 @@ class StandIn(ChannelTest):
             self.assertEqual(self.said(self.python(CONSUME, **more)), self.steps("legacy", False))
             self.assertEqual(self.said(producer), ["listening", "done"])
 
+    def test_without_events(self) -> None:
+        none = ("cuda=", "cuda_events=False, cuda=")
+        for produce, consume in ((PRODUCE.replace(*none), CONSUME), (PRODUCE, CONSUME.replace(*none))):
+            producer = self.python(produce, ISORUN_STANDIN_DELAY_MS="100")
+            self.assertEqual(self.said(self.python(consume)), self.steps("legacy", False))
+            self.assertEqual(self.said(producer), ["listening", "done"])
+
     def test_copies_are_told(self) -> None:
         for variables, arguments, copied, why in (
                 ({"ISORUN_STANDIN_UUIDS": "b"}, (), True, "the other side uses GPU-"),

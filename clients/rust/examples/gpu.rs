@@ -2,8 +2,8 @@
 //!
 //! gpu devices
 //! gpu produce CHANNEL ENDPOINT [--kind KIND] [--bytes N] [--count N] [--subscribers N] [--stream] [--serve]
-//!             [--hold] [--free] [--measure] [--max-copy BYTES]
-//! gpu consume CHANNEL ENDPOINT [--count N] [--no-gpu] [--stream] [--hold] [--ask]
+//!             [--hold] [--free] [--measure] [--max-copy BYTES] [--no-events]
+//! gpu consume CHANNEL ENDPOINT [--count N] [--no-gpu] [--stream] [--hold] [--ask] [--no-events]
 //!
 //! The producer fills each tensor with its number, and the consumer looks whether every byte is that. `--kind` is a
 //! transport's name, or `best`. `--hold`: after each tensor it waits for a line. `--free`: the producer frees memory
@@ -111,6 +111,7 @@ fn produce(arguments: &Arguments) -> Outcome {
     let options = EndpointOptions {
         cuda: gpus,
         max_copy: arguments.number("--max-copy", u64::MAX)?,
+        cuda_events: !arguments.has("--no-events"),
         ..EndpointOptions::default()
     };
     let endpoint = channel.listen_with(arguments.position(2)?, options)?;
@@ -272,6 +273,7 @@ fn consume(arguments: &Arguments) -> Outcome {
     let options = ConnectOptions {
         cuda: gpus,
         cuda_stream: stream,
+        cuda_events: !arguments.has("--no-events"),
         ..ConnectOptions::default()
     };
     let endpoint = arguments.position(2)?;

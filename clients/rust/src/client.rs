@@ -33,6 +33,11 @@ pub struct ConnectOptions {
     /// one GPU only.
     #[cfg(feature = "cuda")]
     pub cuda_stream: Option<crate::cuda::Stream>,
+    /// Whether events of other processes are used, so that nobody has to wait for a kernel before a tensor is handed
+    /// over. They are files in the /dev/shm that both have: a peer that truncates one can end this process by SIGBUS.
+    /// Turn them off where peers are not trusted. On by default.
+    #[cfg(feature = "cuda")]
+    pub cuda_events: bool,
 }
 
 impl Default for ConnectOptions {
@@ -47,6 +52,8 @@ impl Default for ConnectOptions {
             cuda: Vec::new(),
             #[cfg(feature = "cuda")]
             cuda_stream: None,
+            #[cfg(feature = "cuda")]
+            cuda_events: true,
         }
     }
 }

@@ -44,6 +44,8 @@ pub(crate) struct Connection {
     cuda: Vec<crate::cuda::Gpu>,
     #[cfg(feature = "cuda")]
     cuda_stream: Option<crate::cuda::Stream>,
+    #[cfg(feature = "cuda")]
+    cuda_events: bool,
     /// Tells this connection's allocations from those of others.
     #[cfg(feature = "cuda")]
     number: u64,
@@ -175,7 +177,7 @@ pub(crate) fn connect(
 /// Says which GPUs this process has. What it gives is an event to be kept until the other side has tried it.
 #[cfg(feature = "cuda")]
 fn introduce(socket: BorrowedFd<'_>, options: &ConnectOptions) -> Option<crate::cuda::Event> {
-    let (devices, event) = crate::cuda::devices(&options.cuda, true);
+    let (devices, event) = crate::cuda::devices(&options.cuda, true, options.cuda_events);
     let message = Message {
         sequence: 2,
         refers: 0,
@@ -215,6 +217,8 @@ fn connected(
         cuda: options.cuda.clone(),
         #[cfg(feature = "cuda")]
         cuda_stream: options.cuda_stream,
+        #[cfg(feature = "cuda")]
+        cuda_events: options.cuda_events,
         #[cfg(feature = "cuda")]
         number: NUMBERS.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
     }))
@@ -414,6 +418,11 @@ impl Connection {
         let Some(described) = taken.content.tensor.take() else {
             return Ok(None);
         };
+        if block.has_event && !self.cuda_events {
+            return Err(Error::Gpu(
+                "the tensor came with an event, and this client said that it takes none".into(),
+            ));
+        }
         let origin = crate::cuda::import::Origin {
             connection: self.number,
             block,

@@ -54,6 +54,10 @@ pub struct EndpointOptions {
     /// client can make an endpoint copy, so bound it where clients are not trusted. Unlimited by default.
     #[cfg(feature = "cuda")]
     pub max_copy: u64,
+    /// As [`ConnectOptions::cuda_events`](crate::ConnectOptions::cuda_events). Without them publishing waits for what
+    /// writes the tensor. On by default.
+    #[cfg(feature = "cuda")]
+    pub cuda_events: bool,
 }
 
 impl Default for EndpointOptions {
@@ -72,6 +76,8 @@ impl Default for EndpointOptions {
             cuda: Vec::new(),
             #[cfg(feature = "cuda")]
             max_copy: u64::MAX,
+            #[cfg(feature = "cuda")]
+            cuda_events: true,
         }
     }
 }

@@ -258,7 +258,7 @@ fn take(shared: &Shared, state: &mut State, id: u64) -> Result<bool, End> {
         (Body::Devices(devices), Some(welcome))
             if welcome.features & FEATURE_CUDA != 0 && peer.devices.is_none() =>
         {
-            crate::cuda::publish::introduced(&shared.options.cuda, peer, sequence, devices)
+            crate::cuda::publish::introduced(&shared.options, peer, sequence, devices)
                 .map_err(|_| End::Gone)?;
         }
         (Body::Ping, Some(_)) => drop(peer.send(sequence, Body::Pong)),

@@ -478,6 +478,19 @@ fn a_copy_that_cannot_be_made_is_lost_by_those_who_need_it() {
 }
 
 #[test]
+fn without_events_the_kernel_is_waited_for() {
+    let gpus = Gpus::new();
+    let slow = [("ISORUN_STANDIN_DELAY_MS", "100")];
+    for (producer_says, consumer_says) in [("--no-events", ""), ("", "--no-events")] {
+        let produced: Vec<_> = ["--count", "3", "--bytes", "3000000", producer_says].into();
+        let producer = gpus.start("produce", &produced, &slow);
+        let consumed = gpus.start("consume", &["--count", "3", consumer_says], &slow);
+        assert_eq!(consumed.end().0, steps("vmm-fd", false));
+        assert_eq!(producer.end().0.last().unwrap(), "done");
+    }
+}
+
+#[test]
 fn a_requester_that_releases_nothing_gets_no_more() {
     let gpus = Gpus::new();
     let producer = gpus.start("produce", &["--serve", "--count", "3"], &[]);
@@ -539,6 +552,16 @@ fn a_requester_that_releases_nothing_gets_no_more() {
 
 /// An endpoint that says about its memory what it likes, to a consumer.
 fn lies(gpus: &Gpus, block: &DeviceBlock, size: u64, fd: Option<std::os::fd::OwnedFd>) -> String {
+    lies_to(gpus, &[], block, size, fd)
+}
+
+fn lies_to(
+    gpus: &Gpus,
+    arguments: &[&str],
+    block: &DeviceBlock,
+    size: u64,
+    fd: Option<std::os::fd::OwnedFd>,
+) -> String {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
     let path = gpus.place.path.join("e.sock");
     let _ = std::fs::remove_file(&path);
@@ -551,7 +574,7 @@ fn lies(gpus: &Gpus, block: &DeviceBlock, size: u64, fd: Option<std::os::fd::Own
     .unwrap();
     rustix::net::bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
     rustix::net::listen(&listener, 4).unwrap();
-    let consumer = gpus.start("consume", &[], &[]);
+    let consumer = gpus.start("consume", arguments, &[]);
     let socket = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC).unwrap();
     let mut raw = support::Raw {
         socket,
@@ -579,6 +602,8 @@ fn lies(gpus: &Gpus, block: &DeviceBlock, size: u64, fd: Option<std::os::fd::Own
     let Body::Devices(theirs) = theirs.body else {
         panic!("{theirs:?}")
     };
+    let events = !arguments.contains(&"--no-events");
+    assert_eq!((theirs.events, theirs.probe != [0; 64]), (events, events));
     raw.say(2, Body::Devices(theirs), &[]).unwrap();
     let content = Content {
         tensor: Some(Described {
@@ -685,6 +710,9 @@ fn lies_about_memory() {
         said.contains("cannot open the event of process 77"),
         "{said}"
     );
+    // Who takes no events does not try one.
+    let said = lies_to(&gpus, &["--no-events"], &event, 4096, None);
+    assert!(said.contains("said that it takes none"), "{said}");
 }
 
 #[test]

@@ -121,7 +121,8 @@ class Channel:
 
     def listen(self, endpoint: str, *, publish: bool = True, serve: bool = True, mode: int = 0o666,
                credits: int = _DEFAULT_MOST, queue: int = _DEFAULT_MOST, peers: int = MAX_PEERS,
-               waiting: int = MAX_WAITING, cuda: bool = False, max_copy: Optional[int] = None) -> Endpoint:
+               waiting: int = MAX_WAITING, cuda: bool = False, max_copy: Optional[int] = None,
+               cuda_events: bool = True) -> Endpoint:
         """Listens at an endpoint, to publish tensors, to answer requests, or both.
 
         :param mode: the socket's mode.
@@ -131,13 +132,15 @@ class Channel:
         :param max_copy: the largest copy, in bytes, that is made of a tensor on a GPU for peers that cannot open the
             memory; 0 for none, ``None`` for any. Who would need a larger one loses the tensor. Any peer can make an
             endpoint copy, so bound it where peers are not trusted.
+        :param cuda_events: events of other processes are used, so that publishing need not wait for a kernel. They
+            are files in the /dev/shm that both have: a peer that truncates one can end this process by SIGBUS.
         :raises InUse: another process listens there.
         """
         roles = (wire.SUBSCRIBER if publish else 0) | (wire.REQUESTER if serve else 0)
         if not roles:
             raise InvalidArgument("an endpoint publishes, serves, or both")
         return Endpoint(self.directory, check_name("endpoint", endpoint), roles, mode, credits, queue, peers, waiting,
-                        cuda, max_copy)
+                        cuda, max_copy, cuda_events)
 
     def publisher(self, endpoint: str, **options: Any) -> Endpoint:
         """Listens at an endpoint to publish tensors only; options as for :meth:`listen`."""
@@ -148,8 +151,8 @@ class Channel:
         return self.listen(endpoint, publish=False, serve=True, **options)
 
     def connect(self, endpoint: str, *, subscribe: bool = True, request: bool = True, credits: int = 0,
-                queue: Optional[int] = None, policy: str = "oldest", timeout: float = 5.0, cuda: bool = False
-                ) -> Connection:
+                queue: Optional[int] = None, policy: str = "oldest", timeout: float = 5.0, cuda: bool = False,
+                cuda_events: bool = True) -> Connection:
         """Connects to an endpoint, to subscribe, to send requests, or both.
 
         :param credits: tensors to hold at once, 0 for the listener's default.
@@ -157,6 +160,7 @@ class Channel:
         :param policy: which one is dropped when they are too many, ``"oldest"`` or ``"newest"``.
         :param timeout: seconds for the handshake.
         :param cuda: tensors on GPUs come as memory of the GPU where that can be done, else as a copy.
+        :param cuda_events: as for :meth:`listen`.
         :raises NotFound: nobody listens there.
         :raises PeerError: the listener has too many peers, or does not do what is asked for.
         """
@@ -164,7 +168,7 @@ class Channel:
         if not roles:
             raise InvalidArgument("a connection subscribes, sends requests, or both")
         return Connection(self.directory, check_name("endpoint", endpoint), roles, credits, queue, policy, timeout,
-                          cuda)
+                          cuda, cuda_events)
 
     def subscribe(self, endpoint: str, **options: Any) -> Connection:
         """Subscribes to what an endpoint publishes; options as for :meth:`connect`."""

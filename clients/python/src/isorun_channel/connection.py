@@ -82,7 +82,7 @@ class Connection:
     """
 
     def __init__(self, directory: Directory, endpoint: str, roles: int, credits: int, queue: Optional[int],
-                 policy: str, timeout: float, cuda: bool = False) -> None:
+                 policy: str, timeout: float, cuda: bool = False, cuda_events: bool = True) -> None:
         if not 0 <= credits <= wire.MAX_CREDITS:
             raise InvalidArgument(f"credits {credits}: 0 (the listener's default) to {wire.MAX_CREDITS}")
         if queue is not None and not 0 <= queue <= wire.MAX_CREDITS:
@@ -101,6 +101,7 @@ class Connection:
         self._asked: Set[int] = set()
         self._end: Optional[Exception] = None
         self._gpus: List[Gpu] = []
+        self._cuda_events = cuda_events
         if cuda:
             from .cuda import Gpu
 
@@ -154,7 +155,7 @@ class Connection:
         """Says which GPUs there are, and waits for the other side to say so."""
         from .cuda import introduction
 
-        mine, event = introduction(self._gpus, True)
+        mine, event = introduction(self._gpus, True, self._cuda_events)
         number = self._link.send(wire.DEVICES, mine)
         while self._link.wait(deadline):
             packet = self._link.receive()
@@ -278,7 +279,7 @@ class Connection:
             return
         if not header.refers:
             self._check_credit(packet)
-        body, tensor, copied = self._link.gpu(packet, self._gpus)
+        body, tensor, copied = self._link.gpu(packet, self._gpus, self._cuda_events)
         message = Message(tensor, body, header.sequence, None)
         message.copied_from_gpu = copied
         if header.refers == 0:

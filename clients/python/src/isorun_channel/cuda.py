@@ -242,14 +242,14 @@ def _handle(raw: bytes) -> _Handle:
     return handle
 
 
-def introduction(gpus: List[Gpu], probe: bool) -> Tuple[bytes, Optional[_Event]]:
-    """DEVICES' body, and an event to be kept until the other side has tried it."""
+def introduction(gpus: List[Gpu], probe: bool, wanted: bool) -> Tuple[bytes, Optional[_Event]]:
+    """DEVICES' body, and an event to be kept until the other side has tried it; or no events, if they are not wanted."""
     transports = 0
     for transport in _SYMBOLS:
         if any(gpu.can(transport) is None for gpu in gpus):
             transports |= 1 << transport
     events, event, raw = False, None, bytes(64)
-    if not driver().has(*_EVENTS):
+    if wanted and not driver().has(*_EVENTS):
         try:
             with gpus[0]:
                 event = _Event(gpus[0], 0, True)
@@ -263,11 +263,11 @@ def introduction(gpus: List[Gpu], probe: bool) -> Tuple[bytes, Optional[_Event]]
 class PeerGpus:
     """What a client has said about its GPUs."""
 
-    def __init__(self, gpus: List[Gpu], devices: wire.Devices) -> None:
+    def __init__(self, gpus: List[Gpu], devices: wire.Devices, events: bool) -> None:
         self.devices = devices
         #: Its events are found here, so ours are there: not where /dev/shm is another one.
         self.events = False
-        if devices.events and not driver().has(*_EVENTS):
+        if events and devices.events and not driver().has(*_EVENTS):
             try:
                 with gpus[0]:
                     _Event.opened(gpus[0], devices.probe).happened()
@@ -401,7 +401,7 @@ class _Export:
 class Lent:
     """A tensor on its way to others. It and its allocation are held until everyone has released it."""
 
-    def __init__(self, foreign: Foreign) -> None:
+    def __init__(self, foreign: Foreign, events: bool = True) -> None:
         self.foreign = foreign
         low, high = foreign.layout.extent()
         self._low, self._high = foreign.pointer + low, foreign.pointer + max(high, low + 1)
@@ -412,8 +412,9 @@ class Lent:
             self.export = _Export(self.gpu, self._low, self._high)
             self._raw: Optional[bytes] = None
             try:
-                self._event = _Event(self.gpu, foreign.stream, not driver().has(*_EVENTS))
-                self._raw = self._event.handle()
+                shared = events and not driver().has(*_EVENTS)
+                self._event = _Event(self.gpu, foreign.stream, shared)
+                self._raw = self._event.handle() if shared else None
             except CudaError:
                 self._event = _Event(self.gpu, foreign.stream, False)
         self._copy: Optional[Tuple[Memory, Layout]] = None

@@ -173,7 +173,9 @@ class Request(Message):
         peer = self._peer
         if peer is None:
             raise InvalidArgument("the request was answered already")
-        delivery = GpuDelivery(Lent(foreign), (name, tag, meta), peer.endpoint._changed, peer.endpoint._max_copy)
+        endpoint = peer.endpoint
+        delivery = GpuDelivery(Lent(foreign, endpoint._cuda_events), (name, tag, meta), endpoint._changed,
+                               endpoint._max_copy)
         kind, body, fd = delivery.make(peer, peer.gpus, wire.REPLY)
         if delivery.memory is not None:
             self._answer(kind, body, delivery.memory)
@@ -353,8 +355,9 @@ class _Peer:
     def _introduced(self, devices: wire.Devices, sequence: int) -> None:
         from .cuda import PeerGpus, introduction
 
-        self.gpus = PeerGpus(self.endpoint._gpus, devices)
-        self.link.send(wire.DEVICES, introduction(self.endpoint._gpus, False)[0], sequence)
+        self.gpus = PeerGpus(self.endpoint._gpus, devices, self.endpoint._cuda_events)
+        self.link.send(wire.DEVICES, introduction(self.endpoint._gpus, False, self.endpoint._cuda_events)[0],
+                       sequence)
         self.roles, self.later = self.later, 0
         self.endpoint._changed.notify_all()
 
@@ -406,7 +409,8 @@ class Endpoint:
     """
 
     def __init__(self, directory: Directory, name: str, roles: int, mode: int, credits: int, queue: int,
-                 peers: int, waiting: int, cuda: bool = False, max_copy: Optional[int] = None) -> None:
+                 peers: int, waiting: int, cuda: bool = False, max_copy: Optional[int] = None, cuda_events: bool = True
+                 ) -> None:
         for what, value, low, high in (("credits", credits, 1, wire.MAX_CREDITS), ("queue", queue, 0, wire.MAX_CREDITS),
                                        ("peers", peers, 1, 1 << 16), ("waiting", waiting, 1, 1 << 16)):
             if not low <= value <= high:
@@ -417,7 +421,7 @@ class Endpoint:
         self.name = name
         self._roles, self._credits, self._queue = roles, credits, queue
         self._most_peers, self._waiting = peers, waiting
-        self._max_copy = max_copy
+        self._max_copy, self._cuda_events = max_copy, cuda_events
         self._gpus: List[Gpu] = []
         if cuda:
             from .cuda import Gpu
@@ -491,7 +495,7 @@ class Endpoint:
         """What each subscriber will get of a tensor on a GPU: without the lock, because a copy takes time."""
         from .cuda import Lent
 
-        delivery = GpuDelivery(Lent(foreign), (name, tag, meta), self._changed, self._max_copy)
+        delivery = GpuDelivery(Lent(foreign, self._cuda_events), (name, tag, meta), self._changed, self._max_copy)
         with self._lock:
             peers = [(peer, peer.would_take()) for peer in self._peers if peer.roles & wire.SUBSCRIBER]
         delivery.make_all(peers)

@@ -239,7 +239,8 @@ class Link:
         poller.register(self._sock, select.POLLRDHUP)
         return not any(events for _, events in poller.poll(0))
 
-    def gpu(self, packet: Packet, gpus: List[Gpu]) -> Tuple[wire.TensorBody, Union[Tensor, GpuTensor], bool]:
+    def gpu(self, packet: Packet, gpus: List[Gpu], events: bool
+            ) -> Tuple[wire.TensorBody, Union[Tensor, GpuTensor], bool]:
         """The tensor of a GPU message, and whether it is a copy. Takes the descriptor.
 
         :raises ProtocolError: message or descriptor break a rule.
@@ -259,6 +260,8 @@ class Link:
                 memory, fd = Memory(fd, body.size, state, lambda: self.release(sequence)), None
                 return body, Tensor(memory, body.layout), True
             try:
+                if block.has_event and not events:
+                    raise cuda.CudaError("the tensor came with an event, and this client said that it takes none")
                 return body, cuda.take(gpus, self._number, body, block, fd, lambda: self.release(sequence),
                                        self.connected), False
             except (cuda.CudaError, Timeout):

@@ -249,8 +249,9 @@ pub fn open_allocations() -> usize {
     import::open_now()
 }
 
-/// What a process with these GPUs says in DEVICES. `probe`: with an event for the other side to try.
-pub(crate) fn devices(gpus: &[Gpu], probe: bool) -> (Devices, Option<Event>) {
+/// What a process with these GPUs says in DEVICES. `probe`: with an event for the other side to try; `events`: whether
+/// they are wanted.
+pub(crate) fn devices(gpus: &[Gpu], probe: bool, events: bool) -> (Devices, Option<Event>) {
     let first = gpus.first();
     let mut devices = Devices {
         pid: std::process::id(),
@@ -267,6 +268,7 @@ pub(crate) fn devices(gpus: &[Gpu], probe: bool) -> (Devices, Option<Event>) {
     }
     let mut event = None;
     if let Some(gpu) = first
+        && events
         && gpu.driver().missing(driver::EVENTS).is_none()
         && let Ok(_entered) = gpu.enter()
         && let Ok(mine) = Event::record(gpu, Stream::DEFAULT, true)

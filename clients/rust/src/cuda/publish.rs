@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::export::{Export, export};
 use super::{Event, Gpu, GpuTensor, PATIENCE, Stream, devices, driver, events_work};
 use crate::device::{DeviceBlock, Devices, Transport};
-use crate::endpoint::{Endpoint, Published, Shared, State};
+use crate::endpoint::{Endpoint, EndpointOptions, Published, Shared, State};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::memory::Memory;
@@ -33,7 +33,7 @@ pub(crate) struct Lent {
 }
 
 impl Lent {
-    fn new(tensor: &GpuTensor, stream: Stream) -> Result<Arc<Self>> {
+    fn new(tensor: &GpuTensor, stream: Stream, events: bool) -> Result<Arc<Self>> {
         let gpu = tensor.gpu();
         let _entered = gpu.enter()?;
         tensor.check()?;
@@ -44,7 +44,7 @@ impl Lent {
             ));
         }
         let (low, high) = tensor.extent();
-        let shared = gpu.driver().missing(driver::EVENTS).is_none();
+        let shared = events && gpu.driver().missing(driver::EVENTS).is_none();
         // Not every driver gives events for other processes (WSL2): then the kernel is waited for here.
         let (event, handle) = match shared
             .then(|| Event::record(gpu, stream, true))
@@ -125,7 +125,7 @@ struct Messages {
 }
 
 impl Messages {
-    fn new(what: &Outgoing, refers: u64, max_copy: u64) -> Result<Self> {
+    fn new(what: &Outgoing, refers: u64, options: &EndpointOptions) -> Result<Self> {
         let (tensor, stream) = what
             .gpu
             .as_ref()
@@ -133,12 +133,12 @@ impl Messages {
         let mut bare = what.clone();
         bare.gpu = None;
         Ok(Self {
-            lent: Lent::new(tensor, *stream)?,
+            lent: Lent::new(tensor, *stream, options.cuda_events)?,
             content: bare.content()?,
             refers,
             made: HashMap::new(),
             copy: None,
-            max_copy,
+            max_copy: options.max_copy,
             reasons: Vec::new(),
         })
     }
@@ -264,7 +264,7 @@ impl Messages {
 /// must wait for it.
 pub(crate) fn publish(endpoint: &Endpoint, what: &Outgoing) -> Result<Published> {
     let shared = endpoint.shared();
-    let mut messages = Messages::new(what, 0, shared.options.max_copy)?;
+    let mut messages = Messages::new(what, 0, &shared.options)?;
     let peers: Vec<_> = shared
         .state()
         .peers
@@ -332,7 +332,7 @@ pub(crate) fn answer(shared: &Shared, peer: u64, refers: u64, what: &Outgoing) -
         .peers
         .get(&peer)
         .and_then(|peer| peer.devices.clone());
-    let mut messages = Messages::new(what, refers, shared.options.max_copy)?;
+    let mut messages = Messages::new(what, refers, &shared.options)?;
     let (publication, _) = messages.for_peer(devices.as_deref())?;
     shared.state().note_copies(messages.reasons);
     Ok(Answer::Made(publication))
@@ -340,13 +340,13 @@ pub(crate) fn answer(shared: &Shared, peer: u64, refers: u64, what: &Outgoing) -
 
 /// DEVICES of a client: kept, and answered with our own.
 pub(crate) fn introduced(
-    gpus: &[Gpu],
+    options: &EndpointOptions,
     peer: &mut Peer,
     sequence: u64,
     devices_of_peer: Devices,
 ) -> rustix::io::Result<()> {
-    let events = events_work(gpus, &devices_of_peer);
-    let (mine, _) = devices(gpus, false);
+    let events = options.cuda_events && events_work(&options.cuda, &devices_of_peer);
+    let (mine, _) = devices(&options.cuda, false, options.cuda_events);
     peer.devices = Some(Arc::new(PeerDevices {
         devices: devices_of_peer,
         events,
