@@ -196,6 +196,39 @@ class StandIn(ChannelTest):
             self.assertEqual(self.said(self.python(consume)), self.steps("legacy", False))
             self.assertEqual(self.said(producer), ["listening", "done"])
 
+    def test_what_a_release_frees_may_use_the_endpoint(self) -> None:
+        code = PRODUCE.replace("print(\"listening\")", """
+import threading
+class Array(Array):
+    def __del__(self):
+        # Another thread needs the endpoint's lock: it is not held here.
+        other = threading.Thread(target=lambda: print("peers", endpoint.subscribers >= 0), daemon=True)
+        other.start()
+        other.join(3)
+        print("stuck" if other.is_alive() else "free")
+        super().__del__()
+print("listening")
+""", 1).replace("endpoint.publish(Array(number), name=\"step\", tag=number)", "sent(number)").replace(
+            "endpoint.wait_for_subscribers", """
+def sent(number):
+    delivery = endpoint.publish(Array(number), name="step", tag=number)
+    return endpoint.wait_for_room(20) or Waits(delivery)
+class Waits:
+    copy_reasons = ()
+    def __init__(self, delivery):
+        import weakref
+        self.gone = weakref.ref(delivery)
+    def wait(self, timeout):
+        deadline = time.monotonic() + timeout
+        while self.gone() is not None and time.monotonic() < deadline:
+            time.sleep(0.01)
+endpoint.wait_for_subscribers""", 1)
+        producer = self.python(code)
+        self.assertEqual(self.said(self.python(CONSUME)), self.steps("legacy", False))
+        lines = self.said(producer)
+        self.assertNotIn("stuck", lines)
+        self.assertEqual(lines.count("free"), 3, lines)
+
     def test_copies_are_told(self) -> None:
         for variables, arguments, copied, why in (
                 ({"ISORUN_STANDIN_UUIDS": "b"}, (), True, "the other side uses GPU-"),

@@ -312,7 +312,7 @@ class _Peer:
                 delivery = self.outstanding.pop(number, None)
                 if delivery is not None:
                     delivery._open -= 1
-                self.lent.pop(number, None)
+                self.endpoint._spent += [delivery, self.lent.pop(number, None)]
             self.endpoint._changed.notify_all()
         elif kind == wire.DEVICES and self.later:
             self._introduced(wire.read_devices(packet.body), header.sequence)
@@ -433,6 +433,9 @@ class Endpoint:
         # Their connections have ended; the thread closes the descriptors, because a number that is used again
         # while the selector still has it would be taken for the old one.
         self._dead: List[_Peer] = []
+        # What nobody needs any more. The thread lets go of it without the lock, because the end of a tensor on a GPU
+        # runs its owner's code and may wait.
+        self._spent: List[Optional[Delivery]] = []
         self._requests: Deque[Request] = deque()
         self._closed = False
         self._pause = 0.0
@@ -628,6 +631,7 @@ class Endpoint:
             return
         self._peers.remove(peer)
         self._dead.append(peer)
+        self._spent += [*peer.outstanding.values(), *peer.queue, *peer.lent.values()]
         # What it had, it has released; what waited for it, it does not get.
         for delivery in peer.outstanding.values():
             delivery._open -= 1
@@ -645,6 +649,16 @@ class Endpoint:
 
     def _turn(self, selector: selectors.BaseSelector, events: List[Tuple[selectors.SelectorKey, int]]) -> float:
         """One round of the thread; how long it may sleep after it."""
+        sleep = self._round(selector, events)
+        self._let_go()
+        return sleep
+
+    def _let_go(self) -> None:
+        with self._lock:
+            spent, self._spent = self._spent, []
+        del spent
+
+    def _round(self, selector: selectors.BaseSelector, events: List[Tuple[selectors.SelectorKey, int]]) -> float:
         with self._lock:
             if self._closed:
                 return -1.0
@@ -698,6 +712,7 @@ class Endpoint:
                 request._peer = None
                 request.release()
             self._changed.notify_all()
+        self._let_go()
         self._wake()
         if self._thread is not threading.current_thread():
             self._thread.join(5)
