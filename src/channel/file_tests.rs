@@ -50,6 +50,7 @@ fn channel(place: &Place, name: &str) -> Channel {
         size: None,
         inodes: None,
         cuda: false,
+        label: None,
     }
 }
 
@@ -124,6 +125,7 @@ fn what_was_made_by_hand_stays() {
         inodes: None,
         mode: MODE,
         owner: None,
+        label: None,
     };
     place.create(&new, 5).unwrap();
     assert!(
@@ -164,6 +166,21 @@ fn what_was_made_by_hand_stays() {
     place.remove(&key, false).unwrap();
     let gone = place.remove(&key, false).unwrap_err();
     assert_eq!(gone.kind(), crate::error::Kind::NotFound);
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+/// SELinux is not on this machine: what the kernel would be given.
+#[test]
+fn the_label_of_a_channel() {
+    let dir = scratch("label");
+    let place = Place::at(&dir.join("channels"), false);
+    let mut metadata = place.fresh(&Key::new(None, "kv").unwrap(), 0, "boot");
+    assert!(!locked::options(&metadata).contains("context"));
+    metadata.label = Some(shared_label("system_u:object_r:container_file_t:s0:c1,c2"));
+    assert_eq!(
+        locked::options(&metadata),
+        "mode=1777,uid=0,gid=0,context=\"system_u:object_r:container_file_t:s0\""
+    );
     std::fs::remove_dir_all(dir).unwrap();
 }
 

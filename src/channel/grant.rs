@@ -99,6 +99,20 @@ pub struct Channel {
     /// GPU memory is shared in it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cuda: bool,
+    /// The SELinux label of its files where it is made: [`shared_label`] of the container's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+}
+
+/// The label of files that containers share whose own files have the label `of`: without the categories that
+/// tell containers apart, as the option `z` of a volume has it.
+pub fn shared_label(of: &str) -> String {
+    let mut parts: Vec<&str> = of.splitn(4, ':').collect();
+    if let [_, _, _, level] = &mut parts[..] {
+        // "s0:c1,c2" and "s0-s0:c0.c1023": the lowest sensitivity alone.
+        *level = level.split([':', '-']).next().unwrap_or(level);
+    }
+    parts.join(":")
 }
 
 /// What a container may join of what it asks for: all of it. `admin`: it has CAP_SYS_ADMIN in its bounding
@@ -148,6 +162,7 @@ fn granted<'a>(
             .channels()
             .iter()
             .any(|name| name == key.name()),
+        label: None,
     };
     if let Some(rule) = facts.rules.iter().find(about) {
         let told = rule.told();

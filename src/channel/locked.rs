@@ -58,20 +58,26 @@ impl Locked<'_> {
                 if !metadata.plain {
                     metadata.size = channel.size;
                     metadata.inodes = Some(channel.inodes.unwrap_or(DEFAULT_INODES));
+                    metadata.label.clone_from(&channel.label);
                 }
                 self.save(&metadata)?;
                 metadata
             }
             None => return Err(gone(key)),
         };
+        // Who comes later is told, too, and may refuse it.
+        let found = (metadata.plain && !place.rootless()).then(|| without(key));
+        if let Some(error) = found.as_ref().filter(|_| !plain) {
+            return Err(error.clone());
+        }
         let lost = match self.mounted(&mut metadata) {
             Err(error) if plain && metadata.device == 0 && error.errno().is_some_and(no_tmpfs) => {
                 metadata.plain = true;
-                (metadata.size, metadata.inodes) = (None, None);
+                (metadata.size, metadata.inodes, metadata.label) = (None, None, None);
                 self.mounted(&mut metadata)?;
                 Some(error)
             }
-            other => other.map(|()| None)?,
+            other => other.map(|()| found)?,
         };
         let members = place.members_path(&key.directory());
         match DirBuilder::new().mode(0o700).create(&members) {
@@ -192,14 +198,7 @@ impl Locked<'_> {
     }
 
     fn mount(&self, metadata: &Metadata, path: &Path) -> Result<()> {
-        let (uid, gid) = metadata.owner;
-        let mut options = format!("mode={:o},uid={uid},gid={gid}", metadata.mode);
-        if let Some(size) = metadata.size {
-            options += &format!(",size={}", size.0);
-        }
-        if let Some(inodes) = metadata.inodes {
-            options += &format!(",nr_inodes={inodes}");
-        }
+        let options = options(metadata);
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         mount(
             Some("isorun-channel"),
@@ -280,12 +279,38 @@ impl Locked<'_> {
     }
 }
 
+/// What is said of the tmpfs when it is mounted. A label is in quotes, because a comma ends an option.
+pub(super) fn options(metadata: &Metadata) -> String {
+    let (uid, gid) = metadata.owner;
+    let mut options = format!("mode={:o},uid={uid},gid={gid}", metadata.mode);
+    if let Some(size) = metadata.size {
+        options += &format!(",size={}", size.0);
+    }
+    if let Some(inodes) = metadata.inodes {
+        options += &format!(",nr_inodes={inodes}");
+    }
+    if let Some(label) = &metadata.label {
+        options += &format!(",context=\"{label}\"");
+    }
+    options
+}
+
 /// Whether a mount that failed so may be one that this host does not allow at all.
 fn no_tmpfs(errno: Errno) -> bool {
     matches!(
         errno,
         Errno::EPERM | Errno::EACCES | Errno::ENODEV | Errno::ENOSYS
     )
+}
+
+/// What a member is told that joins a channel whose tmpfs could not be mounted when it was made.
+fn without(key: &Key) -> Error {
+    let sentence = format!(
+        "the channel {key} is a directory without a tmpfs: none could be mounted when it was made"
+    );
+    Error::new(Kind::State, sentence).remedy(format!(
+        "isorun channel remove {key}, once nobody uses it, and make it where a tmpfs can be mounted"
+    ))
 }
 
 /// What was there when the container was planned, and is not what it was any more.

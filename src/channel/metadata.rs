@@ -44,6 +44,9 @@ pub struct Metadata {
     /// How many files it may hold; nothing without a tmpfs of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inodes: Option<u64>,
+    /// The SELinux label that all its files have; nothing: what the policy gives a tmpfs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
     /// The permission bits of its directory.
     pub mode: u32,
     /// User and group of its directory.

@@ -47,12 +47,14 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub use cuda::{CUDA, Cuda, ENVIRONMENT};
-pub use grant::{Channel, Facts, Made, grant};
+pub use grant::{Channel, Facts, Made, grant, shared_label};
 pub use member::Member;
 pub use metadata::{DEFAULT_INODES, Metadata};
 pub use pids::Pids;
 pub use place::{Collected, Joined, MODE, New, Place};
-pub use request::{CHANNELS, Request, SHM, SHM_SIZE, Shm, Wanted, asks, request, size_annotation};
+pub use request::{
+    CHANNELS, JOINED, Request, SHM, SHM_SIZE, Shm, Wanted, asks, request, size_annotation,
+};
 pub use rules::{Access, Rule, Rules};
 pub use size::Size;
 pub use tensors::{Contents, Tensor, contents};

@@ -19,7 +19,7 @@ use super::member::Member;
 use super::metadata::{self, DEFAULT_INODES, FORMAT, Metadata};
 use super::{Channel, Key, Pids, Size};
 use crate::error::{Error, Kind, Result};
-use crate::state::{CHANNELS, CHANNELS_LOCK, Store, unprivileged};
+use crate::state::{CHANNELS, CHANNELS_LOCK, Store, holds_container, unprivileged};
 
 /// How long somebody waits for another one's lock.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -41,6 +41,8 @@ pub struct New {
     pub mode: u32,
     /// User and group of its directory; nothing: the caller's.
     pub owner: Option<(u32, u32)>,
+    /// The SELinux label of its files; nothing: what the policy gives a tmpfs.
+    pub label: Option<String>,
 }
 
 /// What [`Place::gc`] found.
@@ -279,6 +281,11 @@ impl Place {
     /// # Errors
     /// [`Kind::Exists`] where it is there; what the system refuses.
     pub fn create(&self, new: &New, uid: u32) -> Result<()> {
+        if self.rootless && new.label.is_some() {
+            let sentence = "a user without privileges cannot label a channel: it is a directory below \
+                            $XDG_RUNTIME_DIR, whose labels chcon changes";
+            return Err(Error::new(Kind::Usage, sentence).remedy("leave the label out"));
+        }
         if self.rootless && (new.size.is_some() || new.inodes.is_some()) {
             let sentence = "a user without privileges cannot limit a channel's size: \
                             it is a directory below $XDG_RUNTIME_DIR";
@@ -297,6 +304,7 @@ impl Place {
         if !self.rootless {
             metadata.inodes = Some(new.inodes.unwrap_or(DEFAULT_INODES));
         }
+        metadata.label.clone_from(&new.label);
         metadata.mode = new.mode;
         metadata.owner = new.owner.unwrap_or(metadata.owner);
         let made = locked
@@ -402,6 +410,7 @@ impl Place {
             created: crate::time::now_nanos(),
             size: None,
             inodes: None,
+            label: None,
             mode: MODE,
             owner: (
                 nix::unistd::geteuid().as_raw(),
@@ -438,6 +447,14 @@ impl Place {
     fn lock(&self, make: bool) -> Result<Locked<'_>> {
         if make {
             self.make_root()?;
+        }
+        if holds_container(&self.root) {
+            let sentence = format!(
+                "{} is the state of a container that is called {CHANNELS:?}: channels cannot be there",
+                shown(&self.root)
+            );
+            return Err(Error::new(Kind::State, sentence)
+                .remedy(format!("isorun delete {CHANNELS}, and give it another id")));
         }
         let path = self.root.join(CHANNELS_LOCK);
         let fail = |errno| Error::os("lock", shown(&path), errno);

@@ -12,6 +12,9 @@ pub const CHANNELS: &str = "io.isorun.channels";
 pub const SHM: &str = "io.isorun.shm";
 /// The size of a private /dev/shm.
 pub const SHM_SIZE: &str = "io.isorun.shm.size";
+/// In the state that isorun gives to hooks: it has done what the annotations ask for, and the hook has nothing to do.
+/// Whoever writes it into config.json leaves its own container without channels under other runtimes, and no more.
+pub const JOINED: &str = "io.isorun.channels.joined";
 const ONE: &str = "io.isorun.channel.";
 
 /// Annotations that engines of Kubernetes write themselves, with the pod's namespace: containerd's CRI,

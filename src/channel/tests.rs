@@ -449,3 +449,27 @@ fn rules_that_are_not_understood() {
         );
     }
 }
+
+#[test]
+fn labels_are_shared_without_categories() {
+    for (of, label) in [
+        (
+            "system_u:object_r:container_file_t:s0:c1,c2",
+            "system_u:object_r:container_file_t:s0",
+        ),
+        (
+            "system_u:object_r:container_file_t:s0-s0:c0.c1023",
+            "system_u:object_r:container_file_t:s0",
+        ),
+        (
+            "system_u:object_r:container_file_t:s0",
+            "system_u:object_r:container_file_t:s0",
+        ),
+        (
+            "system_u:object_r:container_file_t",
+            "system_u:object_r:container_file_t",
+        ),
+    ] {
+        assert_eq!(shared_label(of), label);
+    }
+}

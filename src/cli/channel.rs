@@ -71,6 +71,11 @@ fn create() -> Command {
                 "UID[:GID]",
                 "Whose directory it is, on the host [default: the caller's]",
             ),
+            value(
+                "label",
+                "LABEL",
+                "The SELinux label of its files [default: what the policy gives a tmpfs]",
+            ),
         ])
 }
 
@@ -170,6 +175,12 @@ fn make(place: &Place, matches: &ArgMatches) -> Result<()> {
         inodes,
         mode: mode.unwrap_or(MODE),
         owner,
+        label: value(matches, "label", |text| match text {
+            text if text.is_empty() || text.contains('"') => {
+                Err(format!("{text:?} is no label of SELinux"))
+            }
+            text => Ok(text.to_string()),
+        })?,
     };
     let path = place.path(&new.key);
     place.create(&new, IdMap::own_uid_outside())?;

@@ -57,11 +57,20 @@ struct Config {
     root: RootOf,
     #[serde(default)]
     process: Process,
+    #[serde(default)]
+    linux: Linux,
 }
 
 #[derive(Debug, Deserialize)]
 struct RootOf {
     path: PathBuf,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Linux {
+    #[serde(default)]
+    mount_label: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -117,6 +126,10 @@ fn run(state: &State) -> Result<()> {
     let Some(request) = channel::request(state.annotations.iter())? else {
         return Ok(());
     };
+    // Under isorun, which without root gives the hook no XDG_RUNTIME_DIR to look in.
+    if state.annotations.contains_key(channel::JOINED) {
+        return Ok(());
+    }
     let place = Place::of_user(host::in_user_namespace);
     if state.status == "stopped" {
         let keys: Vec<Key> = request.channels.into_iter().map(|one| one.key).collect();
@@ -125,11 +138,12 @@ fn run(state: &State) -> Result<()> {
     let container = Container::open(state)?;
     let caller = (IdMap::own_uid_outside(), IdMap::own_gid_outside());
     let facts = Facts::gather(&place, caller, &request)?;
-    let channels = channel::grant(&request, &facts, container.admin, |key| {
+    let mut channels = channel::grant(&request, &facts, container.admin, |key| {
         state.annotations.get(key)
     })?;
-    for channel in &channels {
+    for channel in &mut channels {
         container.check(channel, &place)?;
+        channel.label = container.label.as_deref().map(channel::shared_label);
     }
     check_cuda(&channels, &state.id, &place)?;
     let member = Member::of_process(&state.id, &state.bundle, state.pid, container.start);
@@ -169,6 +183,8 @@ struct Container {
     users: Option<OwnedFd>,
     rootfs: PathBuf,
     admin: bool,
+    /// The SELinux label of its own file systems.
+    label: Option<String>,
 }
 
 impl Container {
@@ -216,6 +232,7 @@ impl Container {
             mounts,
             users: (!own).then_some(users),
             rootfs: state.bundle.join(config.root.path),
+            label: Some(config.linux.mount_label).filter(|label| !label.is_empty()),
             admin: config
                 .process
                 .capabilities
@@ -239,10 +256,15 @@ impl Container {
     fn mount_all(&self, channels: &[Channel], request: &Request, place: &Place) -> Result<()> {
         match &request.shm {
             Some(Shm::Private(size)) => {
-                let data = [
+                let mut data = vec![
                     ("mode".to_string(), Some("1777".to_string())),
                     ("size".to_string(), Some(size.0.to_string())),
                 ];
+                data.extend(
+                    self.label
+                        .clone()
+                        .map(|label| ("context".to_string(), Some(label))),
+                );
                 let made = new_filesystem("tmpfs", "shm", &data, FLAGS)
                     .map_err(|(errno, _)| Error::os("mount tmpfs on", "/dev/shm", errno))?;
                 self.put(&made, "/dev/shm")?;

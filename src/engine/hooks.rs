@@ -16,6 +16,7 @@ use oci_spec::runtime::Hook;
 use serde::Serialize;
 
 use super::hook_wait::{Feed, Waiting};
+use crate::channel;
 use crate::error::{Error, Kind, Result};
 
 /// What is on a hook's stdin: the specification's state (runtime.md, "State").
@@ -65,7 +66,15 @@ pub fn run_all_for(
     if hooks.is_empty() {
         return Ok(());
     }
-    let input = serde_json::to_vec(state).map_err(|e| {
+    let mut annotations = state.annotations.clone();
+    if channel::asks(annotations.keys()) {
+        annotations.insert(channel::JOINED.to_string(), "isorun".to_string());
+    }
+    let state = HookState {
+        annotations: &annotations,
+        ..state.clone()
+    };
+    let input = serde_json::to_vec(&state).map_err(|e| {
         Error::new(
             Kind::Hook,
             format!("write the state for {stage} hooks: {e}"),

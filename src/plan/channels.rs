@@ -73,6 +73,10 @@ pub(super) fn plan(spec: &Spec, linux: &Linux, host: &Host, level: Level) -> Res
             channel::grant(&request, facts, has_admin(spec), |key| annotations.get(key))?;
         let cuda = cuda::plan((spec, linux), host, level, &mut request, &mut join)?;
         planned.degradations.extend(cuda.degradations);
+        let label = labels::mounts(linux).map(|label| channel::shared_label(&label));
+        for channel in &mut join {
+            channel.label.clone_from(&label);
+        }
         // The pages of a channel count for the cgroup of who writes them.
         let bounded = memory_limit(linux);
         let level = match level {

@@ -19,7 +19,7 @@ mod store;
 
 pub use process::{INIT, is_alive, is_ancestor, never_executed, parent_of, start_time};
 pub use record::{Channels, Mounted, Phase, Record, Resctrl, Status};
-pub use store::{CHANNELS, CHANNELS_LOCK, Dir, Entry, Store, unprivileged};
+pub use store::{CHANNELS, CHANNELS_LOCK, Dir, Entry, Store, holds_container, unprivileged};
 
 use crate::error::{Error, Kind, Result};
 

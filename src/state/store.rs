@@ -89,9 +89,16 @@ impl Store {
         }
     }
 
-    /// Whether `id` is not a container's but the directory of tensor channels.
+    /// Whether `id` is not a container's (of an isorun that did not keep it) but the directory of channels.
     fn is_channels(&self, id: &str) -> bool {
-        id == CHANNELS && self.path(id).join(CHANNELS_LOCK).exists()
+        let path = self.path(id);
+        id == CHANNELS && path.join(CHANNELS_LOCK).exists() && !holds_container(&path)
+    }
+
+    /// Whether channels are, or will be, below this root.
+    fn keeps_channels(&self) -> bool {
+        let users = runtime_dir().map(|dir| Path::new(&dir).join("isorun"));
+        self.root == Path::new("/run/isorun") || users.is_some_and(|dir| self.root == dir)
     }
 
     /// Waits at most this long for a lock, instead of ten seconds.
@@ -119,7 +126,7 @@ impl Store {
     pub fn create(&self, id: &str) -> Result<Dir> {
         check_id(id)?;
         let path = self.path(id);
-        if self.is_channels(id) {
+        if self.is_channels(id) || id == CHANNELS && self.keeps_channels() {
             let sentence =
                 format!("no container can be called {id:?} here: tensor channels are there");
             return Err(Error::new(Kind::Usage, sentence));
@@ -321,6 +328,13 @@ impl Store {
             lock,
         }))
     }
+}
+
+/// Whether a directory is the state of a container, one that is just being made included.
+pub fn holds_container(dir: &Path) -> bool {
+    [RECORD, RECORD_NEW]
+        .iter()
+        .any(|name| dir.join(name).exists())
 }
 
 fn runtime_dir() -> Option<std::ffi::OsString> {

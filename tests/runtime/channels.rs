@@ -29,7 +29,7 @@ pub fn apart(bundle: &Bundle, rules: &str, script: &str) -> Output {
     }
     // The reader of every channel is told by what it prints; nothing may be left at the end.
     let script = format!(
-        "cp /etc/passwd $D/etc/; mount -o bind $D/etc /etc; mount -t tmpfs tmpfs /run\n\
+        "cp /etc/passwd $D/etc/ 2>/dev/null || true; mount -o bind $D/etc /etc; mount -t tmpfs tmpfs /run\n\
          C=/run/isorun/channels\n\
          wait_for() {{ n=0; until eval \"$1\"; do n=$((n + 1)); [ $n -lt 1500 ] || \
          {{ echo \"waited in vain: $1\" >&2; exit 97; }}; sleep 0.02; done; }}\n\
@@ -207,7 +207,9 @@ fn a_killed_container_is_no_member() {
 fn channels_are_no_containers() {
     isorun_only!("channels are isorun's");
     let bundle = Bundle::new();
-    let script = "$program channel create t-a; $program list -q; $program delete --force channels\n\
+    // Whoever comes first: a container of that name would hide the channels, or they would hide it.
+    let script = "$program run --bundle $B channels && exit 9\n\
+         $program channel create t-a; $program list -q; $program delete --force channels\n\
          $program state channels && exit 9\n\
          $program run --bundle $B channels && exit 9\n\
          $program channel list -q; runtime channel list -q";
@@ -215,9 +217,99 @@ fn channels_are_no_containers() {
     assert_eq!(out.text(), "/run/isorun/channels/t-a\nt-a\nt-a");
     assert!(
         out.stderr
-            .contains("no container can be called \"channels\" here"),
+            .matches("no container can be called \"channels\" here")
+            .count()
+            == 2,
         "{out:#?}"
     );
+}
+
+/// An isorun that did not keep the id may have left such a container: it is one until it is deleted.
+#[test]
+fn a_container_that_is_called_channels_is_seen() {
+    isorun_only!("channels are isorun's");
+    let bundle = Bundle::sh("exec sleep 100");
+    let script = "$program --root /run/elsewhere run --detach --bundle $B channels\n\
+         mkdir -p /run/isorun; mv /run/elsewhere/channels /run/isorun/channels\n\
+         $program channel create t-a && exit 9; $program channel gc && exit 9\n\
+         $program list -q; $program delete --force channels; $program channel create t-a; $program list -q";
+    let out = apart(&bundle, "", script).ok();
+    assert_eq!(out.text(), "channels\n/run/isorun/channels/t-a");
+    let says = "/run/isorun/channels is the state of a container that is called \"channels\"";
+    assert_eq!(out.stderr.matches(says).count(), 2, "{out:#?}");
+}
+
+/// Where no tmpfs can be had a directory does, if the level says so: for those who come later, too, and each is told.
+#[test]
+fn a_channel_without_a_tmpfs_is_told_to_every_member() {
+    isorun_only!("channels are isorun's");
+    let Some(deny) = crate::denied::deny() else {
+        skip!("the program that denies needs gcc");
+    };
+    let first = joins(Bundle::sh("exec sleep 100"), "t-plain");
+    let second = joins(Bundle::sh("echo joined"), "t-plain");
+    // 165 is mount(2), and 14 the flags (nosuid, nodev, noexec) that only the channel's has.
+    let script = format!(
+        "first() {{ {deny} 1 165@3=14 \"$program\" --root \"$root\" --degrade $1 run --detach --bundle $B $ID; }}\n\
+         first safe && exit 9; ls -A $C; first any\n\
+         runtime --degrade any run {second}; runtime --degrade safe run {second} && exit 9\n\
+         runtime channel inspect t-plain | grep directory; runtime delete --force $ID; ls -A $C",
+        deny = deny.display(),
+        second = of(&second)
+    );
+    let out = apart(&first, OPEN, &script).ok();
+    assert_eq!(out.stdout.lines().next(), Some(".lock"), "{out:#?}");
+    assert!(out.stdout.contains("joined\n"), "{out:#?}");
+    assert!(out.stdout.ends_with(".lock\n"), "{out:#?}");
+    assert_eq!(
+        out.stderr
+            .matches("degraded: a tmpfs of its own for the channel t-plain")
+            .count(),
+        2,
+        "{out:#?}"
+    );
+    let says = "the channel t-plain is a directory without a tmpfs: none could be mounted when it was made";
+    assert_eq!(out.stderr.matches(says).count(), 2, "{out:#?}");
+    first.assert_gone();
+    second.assert_gone();
+}
+
+/// As on a kernel before 6.3, which maps no ids of a tmpfs: the host's ids are in the channel, and that is told, or
+/// refused where nothing may be lost.
+#[test]
+fn a_kernel_that_maps_no_ids_of_a_tmpfs() {
+    isorun_only!("channels are isorun's");
+    let Some(deny) = crate::denied::deny() else {
+        skip!("the program that denies needs gcc");
+    };
+    let mut bundle = joins(mapped(), "t-ids");
+    bundle.args(&[
+        "sh",
+        "-c",
+        &format!("touch {INSIDE}/t-ids/x; stat -c %u {INSIDE}/t-ids/x"),
+    ]);
+    // 442 is mount_setattr.
+    let script = format!(
+        "runtime channel create t-ids\n\
+         start() {{ {deny} 38 442 \"$program\" --root \"$root\" --degrade $1 run --bundle $B $ID; }}\n\
+         start never && exit 9; start safe; stat -c %u $C/t-ids/x",
+        deny = deny.display(),
+    );
+    let out = apart(&bundle, OPEN, &script).ok();
+    let base = crate::userns::BASE.to_string();
+    assert_eq!(
+        out.text(),
+        format!("/run/isorun/channels/t-ids\n0\n{base}"),
+        "{out:#?}"
+    );
+    for says in [
+        "isorun: annotations[\"io.isorun.channels\"]: set MOUNT_ATTR_IDMAP on /run/isorun/channels/t-ids: ENOSYS",
+        "degraded: the container's ids in /run/isorun/channels/t-ids: ",
+        "it is mounted with the host's ids",
+    ] {
+        assert!(out.stderr.contains(says), "{says}: {out:#?}");
+    }
+    bundle.assert_gone();
 }
 
 /// /dev/shm is the channel, in the place of whatever config.json has there; or a private one of this size.

@@ -120,3 +120,28 @@ fn subordinate_ids_write_in_it() {
     bundle.call(&["channel", "remove", "t-r"]).ok();
     assert_eq!(left(&bundle), Vec::<String>::new());
 }
+
+/// The hook is installed for all runtimes of the host: isorun, which gives hooks no XDG_RUNTIME_DIR, tells it that
+/// there is nothing to do.
+#[test]
+fn the_hook_does_not_stand_in_the_way() {
+    isorun_only!("channels are isorun's");
+    let mut bundle = with_runtime_dir(&[[0, USER, 1]]);
+    if !reachable(&bundle) {
+        skip!("the user cannot get at the runtime");
+    }
+    let hook = json!([{"path": env!("CARGO_BIN_EXE_isorun-hook-channel"), "timeout": 30}]);
+    bundle
+        .set("/hooks/createRuntime", hook.clone())
+        .set("/hooks/poststop", hook);
+    bundle.args(&[
+        "sh",
+        "-c",
+        "echo x > $ISORUN_CHANNEL_T_R/x; grep -c t-r /proc/self/mountinfo",
+    ]);
+    bundle.call(&["channel", "create", "t-r"]).ok();
+    let out = bundle.run().ok();
+    assert_eq!((out.text(), out.stderr.as_str()), ("1", ""), "{out:#?}");
+    bundle.call(&["channel", "remove", "t-r"]).ok();
+    assert_eq!(left(&bundle), Vec::<String>::new());
+}

@@ -18,6 +18,7 @@ mod captured;
 mod cgroups;
 mod channels;
 mod channels_hook;
+mod channels_kubernetes;
 mod channels_refused;
 mod channels_rootless;
 mod cuda;

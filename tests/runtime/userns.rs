@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::harness::Bundle;
 
-const BASE: u32 = 200_000;
+pub const BASE: u32 = 200_000;
 
 /// A bundle in a user namespace where container 0 is host 200000, with a tree that it owns.
 pub fn mapped() -> Bundle {
