@@ -79,7 +79,7 @@ check() {
 	local name=$1 expected=$2 script=$3 got other
 	[[ $name =~ ${ONLY:-} ]] || return 0
 	declare -f >"$work/functions"
-	declare -p engines isorun reference work i manager 2>/dev/null >>"$work/functions"
+	declare -p engines isorun reference work i manager w place user 2>/dev/null >>"$work/functions"
 	R=$isorun
 	got=$(seen "$script")
 	if [ "$got" = "$expected" ]; then
