@@ -217,11 +217,20 @@ fn under_isorun_it_has_nothing_to_do() {
 /// A hook cannot give process ids: it says so, and the container is not made. Under isorun it finds them given.
 #[test]
 fn gpu_memory_is_isoruns_alone() {
-    needs_runc!();
+    isorun_only!("it brings a runtime of its own");
+    let runc = match other("runc") {
+        Ok(path) => path,
+        Err(why) => skip!("{why}"),
+    };
     let rules = OPEN.replace("access", "cuda-ipc = true\naccess");
     let asks = json!({"io.isorun.channels": "t-h", "io.isorun.cuda-ipc": "1"});
     let bundle = hooked(Bundle::sh("echo ran $PPID"), asks);
-    let out = under_runc(&bundle, &rules, "runtime run --bundle $B $ID; ls -A $C");
+    let out = under(
+        &runc,
+        &bundle,
+        &rules,
+        "runtime run --bundle $B $ID; ls -A $C",
+    );
     assert!(!out.stdout.contains("ran"), "{out:#?}");
     let says = "a hook cannot give the container process ids of its own";
     assert!(out.stderr.contains(says), "{out:#?}");
