@@ -210,6 +210,39 @@ class Messages(ChannelTest):
         listener.close()
         os.close(fd)
 
+    def test_what_is_no_welcome(self) -> None:
+        import threading
+
+        fd = memfd()
+        answers = {
+            "TENSOR": lambda peer: peer.say(wire.TENSOR, message(), fds=[fd]),
+            "TENSOR with two": lambda peer: peer.say(wire.TENSOR, message(), fds=[fd, fd]),
+            "PONG": lambda peer: peer.say(wire.PONG, b"", 1),
+            "WELCOME to somebody else": lambda peer: peer.say(
+                wire.WELCOME, wire.welcome(wire.Welcome(1, 1, 0, 4, 4, 0)), 7),
+        }
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listener.bind(f"{self.directory}/e.sock")
+        listener.listen(8)
+        listener.settimeout(10)
+        for name, act in answers.items():
+            with self.subTest(name):
+                def answer(act=act) -> None:
+                    peer = BadPeer(listener.accept()[0])
+                    peer.hear()
+                    act(peer)
+                    peer.error()
+                    peer.close()
+                before = descriptors()
+                thread = threading.Thread(target=answer)
+                thread.start()
+                with self.assertRaises(ic.ProtocolError):
+                    self.channel.subscribe("e")
+                thread.join(10)
+                self.assertEqual(descriptors(), before)
+        listener.close()
+        os.close(fd)
+
     def test_bad_greetings(self) -> None:
         hello = wire.Hello(1, 1, 3, 0, 4, 4, 0)
         with self.channel.listen("e") as endpoint:

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::channel::Channel;
-use crate::connection::{Connection, Event, RETRY, connect, is_too_late, remote};
+use crate::connection::{Connection, Event, RETRY, is_too_late, remote};
 use crate::error::{Error, Result};
+use crate::handshake::connect;
 use crate::message::{Outgoing, Received};
 use crate::socket::{deadline, is_full};
 use crate::wire::{Body, Policy, Sharing, role};

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{Shutdown, shutdown};
 
-use crate::channel::{Channel, connect_to};
 use crate::client::ConnectOptions;
 #[cfg(feature = "cuda")]
 use crate::device::{DeviceBlock, FEATURE_CUDA, Transport};
@@ -15,11 +14,10 @@ use crate::error::{Error, Result, io};
 use crate::lane::{Found, Receiving};
 use crate::memory::{Memory, identity};
 use crate::message::Received;
-use crate::socket::{self, Incoming, deadline, is_full};
+use crate::socket::{self, Incoming, is_full};
 use crate::tensor::{Lease, Release, Tensor};
 use crate::wire::{
-    Body, Content, DEFAULT_QUEUE, Described, Failure, Hello, MAX_CREDITS, MAX_RELEASES, Message,
-    Sharing, VERSION, Welcome, code, feature, role,
+    Body, Content, Described, Failure, MAX_RELEASES, Message, Sharing, Welcome, code, feature,
 };
 
 /// How long releases that the other side has no room for are kept back before the next try.
@@ -82,114 +80,8 @@ pub(crate) struct Taken {
     gpu: Option<(Box<DeviceBlock>, Option<OwnedFd>)>,
 }
 
-pub(crate) fn connect(
-    channel: &Channel,
-    endpoint: &str,
-    roles: u32,
-    options: &ConnectOptions,
-) -> Result<Arc<Connection>> {
-    let deadline = deadline(options.timeout);
-    let queue = options.queue.unwrap_or(DEFAULT_QUEUE);
-    if options.credits > MAX_CREDITS || options.queue.is_some_and(|queue| queue > MAX_CREDITS) {
-        return Err(Error::Layout(format!(
-            "credits and queue are at most {MAX_CREDITS}"
-        )));
-    }
-    let socket = connect_to(channel, endpoint, deadline)?;
-    #[cfg_attr(not(feature = "cuda"), expect(unused_mut))]
-    let mut features = match options.lane && roles & role::SUBSCRIBER != 0 {
-        true => feature::LANE,
-        false => 0,
-    };
-    #[cfg(feature = "cuda")]
-    if !options.cuda.is_empty() {
-        features |= FEATURE_CUDA;
-    }
-    let hello = Message {
-        sequence: 1,
-        refers: 0,
-        body: Body::Hello(Hello {
-            lowest: VERSION,
-            highest: VERSION,
-            roles,
-            features,
-            credits: options.credits,
-            queue,
-            policy: options.policy,
-        }),
-    };
-    // If the other side has closed already, what it said is still to be read.
-    let _ = socket::send(socket.as_fd(), &hello.encode(), None);
-    let mut received = 0;
-    // Where memory of GPUs is shared, both have to say which they have.
-    #[cfg_attr(not(feature = "cuda"), expect(unused_mut))]
-    let mut welcomed: Option<Welcome> = None;
-    #[cfg(feature = "cuda")]
-    let mut _probe = None;
-    loop {
-        match socket::receive(socket.as_fd(), &mut received)? {
-            Incoming::Message(message, _) => match message.body {
-                Body::Welcome(welcome)
-                    if !is_for(&welcome, roles, features, options) || message.refers != 1 =>
-                {
-                    return Err(Error::Malformed("it welcomes somebody else".into()));
-                }
-                #[cfg(feature = "cuda")]
-                Body::Welcome(welcome)
-                    if welcomed.is_none() && welcome.features & FEATURE_CUDA != 0 =>
-                {
-                    _probe = introduce(socket.as_fd(), options);
-                    welcomed = Some(welcome);
-                }
-                #[cfg(feature = "cuda")]
-                Body::Devices(_) if message.refers == 2 && welcomed.is_some() => {
-                    let Some(welcome) = welcomed else { continue };
-                    return connected(socket, endpoint, welcome, (2, received), options);
-                }
-                Body::Welcome(welcome) if welcomed.is_none() => {
-                    return connected(socket, endpoint, welcome, (1, received), options);
-                }
-                Body::Error(failure) => return Err(remote(failure)),
-                body => {
-                    return Err(Error::Malformed(format!(
-                        "{} instead of WELCOME",
-                        body.name()
-                    )));
-                }
-            },
-            Incoming::End => {
-                return Err(Error::Closed(format!(
-                    "endpoint {endpoint} closed the connection without a word"
-                )));
-            }
-            Incoming::Nothing => {
-                if !socket::wait(socket.as_fd(), deadline)? {
-                    return Err(Error::TimedOut {
-                        waiting_for: format!("the welcome of endpoint {endpoint}"),
-                        after: options.timeout,
-                    });
-                }
-            }
-        }
-    }
-}
-
-/// Says which GPUs this process has. What it gives is an event to be kept until the other side has tried it.
-#[cfg(feature = "cuda")]
-fn introduce(socket: BorrowedFd<'_>, options: &ConnectOptions) -> Option<crate::cuda::Event> {
-    let (devices, event) = crate::cuda::devices(&options.cuda, true, options.cuda_events);
-    let message = Message {
-        sequence: 2,
-        refers: 0,
-        body: Body::Devices(devices),
-    };
-    // If the other side has closed already, what it said is still to be read.
-    let _ = socket::send(socket, &message.encode(), None);
-    event
-}
-
 /// The connection after the handshake; with the sequences of the last messages that were sent and received.
-fn connected(
+pub(crate) fn connected(
     socket: OwnedFd,
     endpoint: &str,
     welcome: Welcome,
@@ -222,16 +114,6 @@ fn connected(
         #[cfg(feature = "cuda")]
         number: NUMBERS.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
     }))
-}
-
-/// Whether a welcome gives what was asked for, and no more.
-fn is_for(welcome: &Welcome, roles: u32, features: u64, options: &ConnectOptions) -> bool {
-    welcome.version == VERSION
-        && welcome.features & !features == 0
-        && welcome.roles == roles
-        && (options.credits == 0 || welcome.credits <= options.credits)
-        && options.queue.is_none_or(|queue| welcome.queue <= queue)
-        && welcome.policy == options.policy
 }
 
 /// Whether a call that has got something of no interest must give up. `late` counts what came after the deadline.

@@ -43,6 +43,7 @@ pub mod device;
 mod dtype;
 mod endpoint;
 mod error;
+mod handshake;
 mod lane;
 mod layout;
 mod memory;

@@ -137,7 +137,7 @@ class Connection:
         if not self._link.wait(deadline):
             raise Timeout(f"{self._where}: the listener did not answer the handshake in time")
         try:
-            packet = self._link.receive()
+            packet = self._plain()
             if packet is None:
                 raise Timeout(f"{self._where}: the listener did not answer the handshake in time")
             if packet.header.kind == wire.ERROR:
@@ -151,6 +151,14 @@ class Connection:
         except Closed:
             raise Closed(f"{self._where}: the listener has gone in the handshake") from None
 
+    def _plain(self) -> Optional[Packet]:
+        """A message of the handshake: none of them has a descriptor."""
+        packet = self._link.receive()
+        if packet is not None and packet.fd is not None:
+            os.close(packet.fd)
+            raise ProtocolError(f"{wire.KINDS[packet.header.kind]} in the handshake")
+        return packet
+
     def _introduce(self, deadline: float) -> None:
         """Says which GPUs there are, and waits for the other side to say so."""
         from .cuda import introduction
@@ -158,16 +166,18 @@ class Connection:
         mine, event = introduction(self._gpus, True, self._cuda_events)
         number = self._link.send(wire.DEVICES, mine)
         while self._link.wait(deadline):
-            packet = self._link.receive()
-            if packet is None:
-                continue
-            if packet.header.kind == wire.ERROR:
-                raise self._error(packet)
-            if packet.header.kind != wire.DEVICES or packet.header.refers != number:
-                error = ProtocolError(f"{wire.KINDS[packet.header.kind]} instead of DEVICES")
+            try:
+                packet = self._plain()
+                if packet is None:
+                    continue
+                if packet.header.kind == wire.ERROR:
+                    raise self._error(packet)
+                if packet.header.kind != wire.DEVICES or packet.header.refers != number:
+                    raise ProtocolError(f"{wire.KINDS[packet.header.kind]} instead of DEVICES")
+                wire.read_devices(packet.body)
+            except ProtocolError as error:
                 self._link.refuse(error)
-                raise error
-            wire.read_devices(packet.body)
+                raise
             del event  # the other side has tried it
             return
         raise Timeout(f"{self._where}: the listener did not say in time which GPUs it has")
