@@ -131,14 +131,6 @@ fn objects() -> Vec<Case> {
             bundle.set("/process/cwd", json!("/etc/passwd"));
         }),
         case(
-            "capability unknown",
-            &["process.capabilities.bounding", "CAP_FOO"],
-            Accepts("runc warns and goes on"),
-            |bundle| {
-                bundle.set("/process/capabilities/bounding", json!(["CAP_FOO"]));
-            },
-        ),
-        case(
             "rlimit unknown",
             &["process.rlimits[0].type", "RLIMIT_FOO"],
             Refuses,

@@ -24,10 +24,12 @@ fn other(name: &str) -> Result<PathBuf, String> {
     let out = under(&path, &plain, "", "runtime run --bundle $B $ID");
     match out.code {
         0 => Ok(path),
-        _ => Err(format!(
-            "{name} runs no container here: {}",
-            out.stderr.trim()
-        )),
+        _ => {
+            // bookworm's crun leaves its cgroup when it fails.
+            plain.sweep();
+            let said = out.stderr.trim();
+            Err(format!("{name} runs no container here: {said}"))
+        }
     }
 }
 

@@ -338,7 +338,8 @@ impl Bundle {
         assert!(left.is_empty(), "left behind: {left:#?}");
     }
 
-    fn sweep(&self) {
+    /// Takes away what a runtime left: processes, cgroups and mounts of this bundle.
+    pub fn sweep(&self) {
         for (pid, _) in processes_tagged(&self.id) {
             let _ = nix::sys::signal::kill(
                 nix::unistd::Pid::from_raw(pid),
