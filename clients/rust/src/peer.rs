@@ -296,13 +296,8 @@ impl Peer {
         bytes[MEMORY_AT..MEMORY_AT + 2].copy_from_slice(&number.to_le_bytes());
         bytes[SEQUENCE_AT..SEQUENCE_AT + 8].copy_from_slice(&sequence.to_le_bytes());
         bytes[LOST_AT..LOST_AT + 8].copy_from_slice(&self.lost.to_le_bytes());
-        match socket::send(self.socket.as_fd(), &bytes, publication.descriptor()) {
-            Ok(()) => {}
-            Err(errno) if is_full(errno) => {
-                self.blocked = true;
-                return Ok(false);
-            }
-            Err(_) => return Err(Gone),
+        if !self.put(&bytes, publication.descriptor())? {
+            return Ok(false);
         }
         self.sent = sequence;
         if let (Some(lane), Some(memory)) = (&mut self.lane, memory) {
@@ -310,6 +305,18 @@ impl Peer {
         }
         self.outstanding.insert(sequence, publication.kept());
         Ok(true)
+    }
+
+    /// Sends a packet; false if there is no room for it, and it has to be tried again.
+    fn put(&mut self, bytes: &[u8], descriptor: Option<BorrowedFd<'_>>) -> Result<bool, Gone> {
+        match socket::send(self.socket.as_fd(), bytes, descriptor) {
+            Ok(()) => Ok(true),
+            Err(errno) if is_full(errno) => {
+                self.blocked = true;
+                Ok(false)
+            }
+            Err(_) => Err(Gone),
+        }
     }
 
     /// Wakes the client, if it is owed.
@@ -398,13 +405,8 @@ impl Peer {
             body,
         };
         let descriptor = memory.map(|memory| memory.fd());
-        match socket::send(self.socket.as_fd(), &message.encode(), descriptor) {
-            Ok(()) => {}
-            Err(errno) if is_full(errno) => {
-                self.blocked = true;
-                return Ok(false);
-            }
-            Err(_) => return Err(Gone),
+        if !self.put(&message.encode(), descriptor)? {
+            return Ok(false);
         }
         self.sent = message.sequence;
         if let Some(memory) = memory
@@ -424,13 +426,8 @@ impl Peer {
         let mut bytes = publication.bytes.clone();
         let sequence = self.sent + 1;
         bytes[SEQUENCE_AT..SEQUENCE_AT + 8].copy_from_slice(&sequence.to_le_bytes());
-        match socket::send(self.socket.as_fd(), &bytes, publication.descriptor()) {
-            Ok(()) => {}
-            Err(errno) if is_full(errno) => {
-                self.blocked = true;
-                return Ok(false);
-            }
-            Err(_) => return Err(Gone),
+        if !self.put(&bytes, publication.descriptor())? {
+            return Ok(false);
         }
         self.sent = sequence;
         if let Some(kept) = publication.kept() {
